@@ -1,0 +1,1 @@
+"""What a policy means to a network and what it costs."""

@@ -1,0 +1,1 @@
+"""What a run is: types, the run loop, its record and its report."""

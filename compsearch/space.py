@@ -1,0 +1,285 @@
+"""What may be removed from a network, and what a policy keeps of it.
+
+A `Group` is a set of channels among which a searcher chooses; a `SearchSpace` is every group of one network in the
+order the network runs them; a `Policy` is the exact channels kept. All three are plain values: no tensors, no modules.
+The channels of all groups are numbered through as *units*: group ``g`` owns the units ``offsets[g]:offsets[g + 1]``. A
+unit is one channel, or several that can only go together (a whole group of a grouped convolution, say).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or linear layer of the dense network, as the trace met it.
+
+    `positions` is how often each weight element is used for one image (output height × width, or tokens, summed over
+    calls), so that ``macs = positions * weight.numel()``. `height` and `width` are those of the input feature map.
+    """
+
+    name: str
+    parameter: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    stride: int
+    kernel_size: int
+    positions: float
+    macs: float
+    num_weights: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are decided on together.
+
+    `size` counts units, `width` the channels of one unit in the group's first producer. `counts` are the numbers of
+    units a policy may keep, ascending, the last one being `size`. `producers` and `consumers` name layers (forward
+    order) that emit and read the channels; `tied_by` names the operations that tie several producers together.
+    """
+
+    name: str
+    size: int
+    width: int
+    counts: tuple[int, ...]
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    tied_by: tuple[str, ...] = ()
+
+    @property
+    def is_coupled(self) -> bool:
+        """Whether more than one layer emits these channels."""
+        return len(self.producers) > 1
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Channels that always stay, and why."""
+
+    name: str
+    size: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One dimension of one parameter or buffer: which unit each of its entries belongs to, -1 for always kept."""
+
+    parameter: str
+    dim: int
+    units: IntArray
+
+
+def allowed_counts(size: int, *, width: int = 1, divisor: int = 8, min_keep_ratio: float = 0.1) -> tuple[int, ...]:
+    """Numbers of units that may be kept of a group of `size` units, ascending; `size` itself is always the last.
+
+    Multiples of `divisor` channels where the group has at least eight such multiples; smaller groups use the largest
+    power of two that leaves them eight, so that a 16-channel layer is not limited to 8 or 16.
+    """
+    if divisor < 1:
+        raise ValueError(f"`divisor >= 1` must hold, but got {divisor=}; use divisor=1 for no rounding")
+    if not 0 < min_keep_ratio <= 1:
+        raise ValueError(f"`0 < min_keep_ratio <= 1` must hold, but got {min_keep_ratio=}")
+    step = max(1, divisor // width)
+    if size // step < 8:
+        step = 1 << max(0, (max(1, size // 8)).bit_length() - 1)
+        step = min(step, max(1, divisor // width))
+    lowest = max(1, int(np.ceil(size * min_keep_ratio - 1e-9)))
+    counts = [count for count in range(step, size, step) if count >= lowest]
+    return (*counts, size)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is kept: for each group of one space the kept units, ascending, and for each searchable block an operation.
+
+    Hashable and comparable. `space` is the fingerprint of the space it belongs to.
+    """
+
+    space: str
+    kept: tuple[tuple[str, tuple[int, ...]], ...]
+    operations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Units kept per group."""
+        return {name: len(units) for name, units in self.kept}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; kept units are written as ranges such as ``"0-3,7"``."""
+        return {
+            "space": self.space,
+            "kept": {name: _to_ranges(units) for name, units in self.kept},
+            "operations": dict(self.operations),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Policy:
+        """The inverse of `to_json`. Raises ValueError when `data` is not a policy."""
+        try:
+            return cls(
+                space=str(data["space"]),
+                kept=tuple((str(name), _from_ranges(ranges)) for name, ranges in data["kept"].items()),
+                operations=tuple((str(block), str(op)) for block, op in data.get("operations", {}).items()),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"a policy must be a mapping with 'space' and 'kept', but got {data!r:.80}") from error
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={count}" for name, count in self.counts.items())
+
+
+def _to_ranges(units: Sequence[int]) -> str:
+    parts: list[list[int]] = []
+    for unit in units:
+        if parts and unit == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], unit]
+        else:
+            parts.append([unit])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def _from_ranges(text: str) -> tuple[int, ...]:
+    units: list[int] = []
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        units.extend(range(int(first), int(last or first) + 1))
+    return tuple(units)
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """Every group of one network in forward order, what is frozen, and which entries of which tensors each unit is.
+
+    `fingerprint` identifies the network (names, shapes) and the choices offered; policies carry it.
+    """
+
+    groups: tuple[Group, ...]
+    layers: tuple[Layer, ...]
+    frozen: tuple[Frozen, ...]
+    sites: tuple[Site, ...]
+    fingerprint: str
+    #: Multiply-accumulates that no policy changes and that belong to no weight (attention products).
+    constant_macs: float = 0.0
+    #: Elements of every parameter (not buffer) of the dense network, by name.
+    parameter_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def offsets(self) -> IntArray:
+        """Where each group's units begin; one longer than `groups`."""
+        return np.concatenate([[0], np.cumsum([group.size for group in self.groups])]).astype(np.int64)
+
+    @property
+    def num_units(self) -> int:
+        return int(self.offsets[-1])
+
+    @functools.cached_property
+    def sizes(self) -> IntArray:
+        """Units per group, [num_groups]."""
+        return np.array([group.size for group in self.groups], dtype=np.int64)
+
+    @functools.cached_property
+    def min_counts(self) -> IntArray:
+        """The fewest units each group may keep, [num_groups]."""
+        return np.array([group.counts[0] for group in self.groups], dtype=np.int64)
+
+    @functools.cached_property
+    def layer_by_name(self) -> Mapping[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
+
+    def full_policy(self) -> Policy:
+        """The dense network."""
+        return self._policy(np.arange(group.size) for group in self.groups)
+
+    def select(self, counts: Iterable[int], importance: FloatArray) -> Policy:
+        """Keeps the `counts[g]` most important units of every group `g`; equal importance keeps the lower index.
+
+        `importance` is [num_units], higher is better. Raises ValueError when a count is not one of `Group.counts`.
+        """
+        counts = [int(count) for count in counts]
+        if len(counts) != len(self.groups) or importance.shape != (self.num_units,):
+            raise ValueError(
+                f"one count per group and one importance per unit must be given, but got {len(counts)} counts for "
+                f"{len(self.groups)} groups and importance of shape {importance.shape} for {self.num_units} units"
+            )
+        kept = []
+        for index, (group, count) in enumerate(zip(self.groups, counts, strict=True)):
+            if count not in group.counts:
+                raise ValueError(
+                    f"a count must be one of {group.counts}, but got {count} for group {group.name!r}; "
+                    "SearchSpace.nearest_count rounds"
+                )
+            scores = importance[self.offsets[index] : self.offsets[index + 1]]
+            kept.append(np.sort(np.argsort(-scores, kind="stable")[:count]))
+        return self._policy(kept)
+
+    def nearest_count(self, index: int, keep_ratio: float, *, at_most: int | None = None) -> int:
+        """The allowed count of group `index` nearest to `keep_ratio`, never above `at_most` (the minimum excepted)."""
+        counts = self.groups[index].counts
+        wanted = keep_ratio * self.groups[index].size
+        offered = [count for count in counts if at_most is None or count <= at_most] or [counts[0]]
+        return min(offered, key=lambda count: (abs(count - wanted), count))
+
+    def counts(self, policy: Policy) -> IntArray:
+        """Units kept per group, [num_groups]."""
+        return np.array([len(units) for _, units in policy.kept], dtype=np.int64)
+
+    def keep_mask(self, policy: Policy) -> BoolArray:
+        """Which units stay, [num_units]. Raises ValueError as `check` does."""
+        self.check(policy)
+        mask = np.zeros(self.num_units, dtype=np.bool_)
+        for offset, (_, units) in zip(self.offsets, policy.kept, strict=False):
+            mask[offset + np.asarray(units, dtype=np.int64)] = True
+        return mask
+
+    def check(self, policy: Policy) -> None:
+        """Raises ValueError, in one line, unless `policy` can be extracted from this space's network."""
+        names = {group.name for group in self.groups}
+        for name, _ in policy.kept:
+            if name not in names:
+                raise ValueError(f"a policy must name groups of this network, but got group {name!r}")
+        if policy.space != self.fingerprint:
+            raise ValueError(
+                f"a policy must belong to this network, but got one of space {policy.space!r}, not "
+                f"{self.fingerprint!r}; trace the network it was made for with the same space options"
+            )
+        given = dict(policy.kept)
+        for group in self.groups:
+            units = given.get(group.name)
+            if units is None:
+                raise ValueError(f"a policy must name every group, but group {group.name!r} is missing")
+            if not units:
+                raise ValueError(
+                    f"a group must keep at least one of its {group.size} channels, but {group.name!r} keeps none"
+                )
+            if units[0] < 0 or units[-1] >= group.size or any(a >= b for a, b in itertools.pairwise(units)):
+                raise ValueError(
+                    f"kept channels must ascend within 0..{group.size - 1}, but got {_to_ranges(units)} "
+                    f"for group {group.name!r}"
+                )
+        if len(policy.kept) != len(self.groups) or any(
+            name != group.name for (name, _), group in zip(policy.kept, self.groups, strict=False)
+        ):
+            raise ValueError(
+                "a policy must name the groups once each, in forward order; build it with SearchSpace.select"
+            )
+
+    def _policy(self, kept: Iterable[IntArray]) -> Policy:
+        named = zip(self.groups, kept, strict=True)
+        return Policy(self.fingerprint, tuple((group.name, tuple(map(int, units))) for group, units in named))

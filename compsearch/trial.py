@@ -1,0 +1,55 @@
+"""What was tried and what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from compsearch.space import Policy
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How one network does on one split: fractions for accuracy, mean cross-entropy for loss.
+
+    `costs` holds what the network costs per resource, in the resource's own unit (macs, params, latency_ms, …).
+    """
+
+    split: str
+    num_images: int
+    accuracy: float
+    top5: float
+    loss: float
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_finite(self) -> bool:
+        """False when the network produced NaN or infinity on any image."""
+        return math.isfinite(self.accuracy) and math.isfinite(self.loss)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A policy with its measurement and objective, higher is better.
+
+    `cost_ratio` is the achieved cost of the budget's resource over the dense one. A trial whose measurement is not
+    finite has no objective (None) and says why in `failure`.
+    """
+
+    policy: Policy
+    measurement: Measurement
+    objective: float | None
+    cost_ratio: float
+    failure: str = ""
+
+
+def best_trial(trials: Iterable[Trial]) -> Trial | None:
+    """The trial with the highest objective, the earliest among equals; None when every trial failed."""
+    best: Trial | None = None
+    for trial in trials:
+        if trial.objective is None:
+            continue
+        if best is None or best.objective is None or trial.objective > best.objective:
+            best = trial
+    return best

@@ -1,0 +1,1 @@
+"""One algorithm, one module; each with a card NAME.md beside it."""
