@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from compsearch.space import FloatArray, IntArray, Policy
@@ -40,4 +41,39 @@ class CostModel(Protocol):
 
     def costs(self, counts: IntArray) -> FloatArray:
         """The costs [num_policies] of policies given as kept units per group [num_policies, num_groups]."""
+        ...
+
+
+class Workbench(Protocol):
+    """Turns a policy into a network and does with networks what a run needs after the search.
+
+    A network is the backend's own object; the run only hands it around. Networks are never changed by being measured.
+    """
+
+    def dense(self) -> Any:
+        """The network everything is compared to."""
+        ...
+
+    def compress(self, policy: Policy) -> Any:
+        """The network of `policy`, recovered as a finalist is."""
+        ...
+
+    def finetune(self, network: Any, checkpoint: Path) -> Any:
+        """A fine-tuned copy; goes on from `checkpoint` when an earlier call was killed."""
+        ...
+
+    def measure(self, network: Any, split: str) -> Measurement:
+        """Accuracy on 'search' or 'test', without costs."""
+        ...
+
+    def latency_ms(self, networks: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+        """Median, p10 and p90 in ms of one image each, measured interleaved, by name; with a 'runtime' description."""
+        ...
+
+    def state(self, network: Any) -> dict[str, Any]:
+        """What `load` needs beside the policy: tensors and plain values."""
+        ...
+
+    def load(self, policy: Policy, state: Mapping[str, Any]) -> Any:
+        """The network of `policy` with the weights of `state`."""
         ...

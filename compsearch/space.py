@@ -179,6 +179,8 @@ class SearchSpace:
     constant_macs: float = 0.0
     #: Elements of every parameter (not buffer) of the dense network, by name.
     parameter_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    #: Sizes that modules without tensors hold in an attribute ("norm.num_features"), with the units counted there.
+    size_sites: tuple[Site, ...] = ()
 
     @functools.cached_property
     def offsets(self) -> IntArray:
@@ -202,6 +204,12 @@ class SearchSpace:
     @functools.cached_property
     def layer_by_name(self) -> Mapping[str, Layer]:
         return {layer.name: layer for layer in self.layers}
+
+    def describe(self) -> str:
+        """A table of groups, what ties them, and what is frozen why; for people to read."""
+        from compsearch.describe import describe
+
+        return describe(self)
 
     def full_policy(self) -> Policy:
         """The dense network."""

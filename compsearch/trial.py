@@ -44,6 +44,14 @@ class Trial:
     failure: str = ""
 
 
+def scored_trial(policy: Policy, measurement: Measurement, *, objective: float, cost_ratio: float) -> Trial:
+    """The trial of `policy`: with `objective` where the measurement is finite, otherwise failed, saying why."""
+    if measurement.is_finite:
+        return Trial(policy, measurement, objective, cost_ratio)
+    failure = f"not finite on the {measurement.split} split: {measurement.accuracy=:.4g}, {measurement.loss=:.4g}"
+    return Trial(policy, measurement, None, cost_ratio, failure.replace("measurement.", ""))
+
+
 def best_trial(trials: Iterable[Trial]) -> Trial | None:
     """The trial with the highest objective, the earliest among equals; None when every trial failed."""
     best: Trial | None = None

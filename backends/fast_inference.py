@@ -1,0 +1,195 @@
+"""A network made ready for inference only: norms folded into convolutions, one kernel per step, packed weights.
+
+On the CPU a step (convolution, folded norm, addition, activation) is one oneDNN kernel, the operator that torch's own
+inductor emits for frozen weights, with the weight packed beforehand. Where that operator is missing, and on CUDA, the
+same steps run as ordinary operations on channels-last tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backends.fusion import Activation, CallStep, LayerStep, Plan, Slot, fill
+
+_Step = Callable[[list[Any]], Any]
+
+
+def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, float32, of one layer that computes ``norm(layer(x))`` with the norm's running statistics."""
+    weight, bias = layer.weight.detach().float(), layer.bias
+    bias = None if bias is None else bias.detach().float()
+    if norm is None:
+        return weight, bias
+    scale, shift = norm_affine(norm)
+    bias = shift if bias is None else bias * scale + shift
+    return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias
+
+
+def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift [C], float32, that a batch norm in eval mode applies."""
+    mean, variance = norm.running_mean.float(), norm.running_var.float()
+    scale = torch.rsqrt(variance + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().float()
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.detach().float()
+    return scale, shift
+
+
+class FusedNetwork:
+    """Runs `plan` with the weights that `network` has now, in `dtype`, on the device `network` is on.
+
+    Takes `network` over: its modules may be converted to `dtype` and must not be used afterwards. Called with images
+    [B, C, H, W] of that dtype, channels last; returns the network's result. Safe to call from several threads.
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan, *, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._network = network
+        self._num_slots, self._result = plan.num_slots, plan.result
+        # Layers first: their weights are folded in float32, before modules that serve other steps are converted.
+        runs: list[_Step | None] = [self._layer(step) if isinstance(step, LayerStep) else None for step in plan.steps]
+        self._steps = [
+            (run or self._call(step), step.output, unread)
+            for step, run, unread in zip(plan.steps, runs, plan.last_read, strict=True)
+            if run is not None or isinstance(step, CallStep)
+        ]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        values: list[Any] = [None] * self._num_slots
+        values[0] = images
+        for run, output, unread in self._steps:
+            values[output] = run(values)
+            for slot in unread:
+                values[slot] = None
+        return values[self._result]
+
+    def _layer(self, step: LayerStep) -> _Step:
+        layer = self._network.get_submodule(step.layer)
+        norm = None if step.norm is None else self._network.get_submodule(step.norm)
+        weight, bias = folded(layer, norm)
+        weight, bias = weight.to(self._dtype), None if bias is None else bias.to(self._dtype)
+        if type(layer) is nn.Conv2d and has_fused_kernels(weight):
+            return _fused_convolution(step, layer, weight, bias)
+        return _plain_layer(step, layer, weight, bias)
+
+    def _call(self, step: CallStep) -> _Step:
+        if step.kind == "get_attr":
+            constant = self._attribute(step.target)
+            return lambda values: constant
+        if step.kind == "call_method":
+            method: str = step.target
+            function: Callable[..., Any] = lambda owner, *args, **kwargs: getattr(owner, method)(*args, **kwargs)  # noqa: E731
+        elif step.kind == "call_module":
+            function = self._module(step.target)
+        else:
+            assert step.kind == "call_function", step.kind
+            function = step.target
+        if not step.kwargs and all(isinstance(argument, Slot) for argument in step.args):
+            indices = [argument.index for argument in step.args]
+            return lambda values: function(*[values[index] for index in indices])
+
+        def run(values: list[Any]) -> Any:
+            args, kwargs = fill(step, lambda slot: values[slot.index])
+            return function(*args, **kwargs)
+
+        return run
+
+    def _module(self, path: str) -> nn.Module:
+        module = self._network.get_submodule(path)
+        # Batch norms take statistics in float32 with activations in bfloat16, and lose precision otherwise.
+        keeps_float32 = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        return module if keeps_float32 else module.to(self._dtype)
+
+    def _attribute(self, path: str) -> Any:
+        owner, _, name = path.rpartition(".")
+        value = getattr(self._network.get_submodule(owner), name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return value.detach().to(self._dtype)
+        return value
+
+
+def has_fused_kernels(weight: Tensor) -> bool:
+    """Whether oneDNN's fused convolution works on tensors like `weight`."""
+    mkldnn = torch.ops.mkldnn
+    return (
+        weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
+        and (weight.dtype == torch.float32 or bool(mkldnn._is_mkldnn_bf16_supported()))
+    )
+
+
+def _fused_convolution(step: LayerStep, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> _Step:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return _plain_layer(step, layer, weight, bias)
+    padding, stride, dilation, groups = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups
+    packed = torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(memory_format=torch.channels_last), padding, stride, dilation, groups
+    )
+    pointwise = torch.ops.mkldnn._convolution_pointwise
+    source, other = step.input, step.other
+    kernel, scalars = ("none", []) if step.activation is None else (step.activation.name, list(step.activation.scalars))
+    if other is None:
+        plain = pointwise.default
+
+        def run(values: list[Any]) -> Tensor:
+            return plain(values[source], packed, bias, padding, stride, dilation, groups, kernel, scalars, "")
+
+        return run
+    binary = pointwise.binary
+    activation = step.activation
+    fused = kernel if kernel == "relu" else None
+    late = activation if kernel != "relu" else None
+    expected = _output_shape(layer)
+
+    def run_with_addition(values: list[Any]) -> Tensor:
+        x, addend = values[source], values[other]
+        if addend.shape == expected(x):
+            sum_ = binary(x, addend, packed, bias, padding, stride, dilation, groups, "add", None, fused, [], "")
+            return sum_ if late is None else late(sum_)
+        # A broadcast sum.
+        sum_ = pointwise.default(x, packed, bias, padding, stride, dilation, groups, "none", [], "") + addend
+        return sum_ if activation is None else activation(sum_)
+
+    return run_with_addition
+
+
+def _output_shape(layer: nn.Conv2d) -> Callable[[Tensor], tuple[int, ...]]:
+    def shape(x: Tensor) -> tuple[int, ...]:
+        sides = [
+            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+            for size, pad, dilation, kernel, stride in zip(
+                x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
+            )
+        ]
+        return (x.shape[0], layer.out_channels, *sides)
+
+    return shape
+
+
+def _plain_layer(step: LayerStep, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> _Step:
+    source, other, activation = step.input, step.other, step.activation
+    if weight.dim() == 4:
+        weight = weight.contiguous(memory_format=torch.channels_last)
+
+    def run(values: list[Any]) -> Tensor:
+        result = apply_layer(layer, values[source], weight, bias)
+        if other is not None:
+            result = result + values[other]
+        return result if activation is None else activation(result)
+
+    return run
+
+
+def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What `layer` computes of `x` with another weight and bias."""
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias)

@@ -1,0 +1,100 @@
+"""`trace`: the search space of any network, from one forward on channel labels."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from backends import forwards
+from backends.draft import Draft
+from backends.forwards import Subject
+from backends.labels import Labels, Tracer
+from backends.surgery import named_tensors
+from backends.verification import settle
+from compsearch.space import SearchSpace, allowed_counts
+
+
+def trace(
+    model: nn.Module,
+    example_input: Tensor | tuple[Any, ...],
+    *,
+    divisor: int,
+    min_keep_ratio: float,
+    freeze: Sequence[str] = (),
+    coupled: bool = True,
+) -> SearchSpace:
+    """The search space of `model`, found by running it once on `example_input` (a batch, or a tuple of arguments).
+
+    `divisor` and `min_keep_ratio` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch patterns of groups or
+    layers to leave alone; ``coupled=False`` leaves alone every group that several layers emit. The model is not changed:
+    copies of it run in eval mode, on shapes alone where its forward allows, else on its values.
+
+    A group's producers are the convolutions and linear layers that emit its channels, its consumers those that read
+    them, both in forward order. A depthwise or grouped convolution passes on what it reads: it is neither producer nor
+    consumer, and does not make a group coupled.
+
+    Raises ValueError when the model does not run on the example, or a `freeze` pattern matches nothing.
+    """
+
+    def allowed(size: int, width: int) -> tuple[int, ...]:
+        return allowed_counts(size, width=width, divisor=divisor, min_keep_ratio=min_keep_ratio)
+
+    allowed(8, 1)  # refuses a bad divisor or ratio before any work
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not any(isinstance(value, Tensor) for value in inputs):
+        raise ValueError(
+            f"`example_input` must be a tensor or a tuple with one, but got {type(example_input).__name__}"
+        )
+    subject, labels, tracer, shapes = _first_run(model, inputs)
+    draft = Draft(subject.module, subject.batch_size, labels, tracer, allowed)
+    single = [group for group in draft.groups if group.group.size == 1]
+    draft.freeze(single, "one unit, which cannot be emptied")
+    full = [group for group in draft.groups if len(group.group.counts) == 1]
+    draft.freeze(full, f"no smaller count is allowed ({divisor=}, {min_keep_ratio=})")
+    if not coupled:
+        several = [group for group in draft.groups if group.group.is_coupled]
+        draft.freeze(several, "emitted by several layers (the space's coupled option is off)")
+    for pattern in freeze:
+        _freeze_matching(draft, pattern)
+    settle(draft, subject, shapes)
+    return draft.space()
+
+
+def _first_run(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Labels, Tracer, list[tuple[int, ...]]]:
+    """The dense network followed on labels: on shapes, or on values when the forward needs them."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
+    for prepare in (forwards.on_meta, forwards.for_real):
+        labels = Labels(shapes)
+        try:
+            subject = prepare(model, inputs)
+            module = forwards.copied(subject.module)
+            tracer = forwards.follower(module, labels, {})
+            returned = forwards.follow(tracer, module, subject)
+        except Exception as error:  # shapes do not suffice, or the user's forward raises what it likes
+            if prepare is forwards.on_meta:
+                continue
+            message = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(
+                f"the model must run on the example input, but {type(error).__name__}: {message}"
+            ) from error
+        return subject, labels, tracer, returned
+    raise AssertionError("one of the two runs returns or raises")
+
+
+def _freeze_matching(draft: Draft, pattern: str) -> None:
+    layers = {layer.name for layer in draft.layers if fnmatch.fnmatchcase(layer.name, pattern)}
+    matched = [
+        group
+        for group in draft.groups
+        if fnmatch.fnmatchcase(group.group.name, pattern) or layers.intersection(group.group.producers)
+    ]
+    if not matched and not layers and not any(fnmatch.fnmatchcase(frozen.name, pattern) for frozen in draft.frozen):
+        names = ", ".join(group.group.name for group in draft.groups[:5])
+        raise ValueError(
+            f"a pattern of the space's freeze option must match a group or layer, but got {pattern!r}; "
+            f"names are like {names}"
+        )
+    draft.freeze(matched, "frozen by the space's freeze option")

@@ -1,0 +1,163 @@
+"""Exact surgery: a new network with fewer channels, or a full-size one with those channels zeroed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compsearch.space import BoolArray, Policy, SearchSpace
+
+
+def extract(model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
+    """A new module that holds the channels that `policy` keeps of `model`, and computes what they computed.
+
+    `model` is not changed and shares no memory with the result, which keeps its dtype, device, memory format,
+    train/eval mode, tied weights and `requires_grad`. Raises ValueError when `policy` does not fit `space`, or `space`
+    was not traced from `model`.
+    """
+    keep = _kept_entries(model, space, policy)
+
+    def cut(name: str, tensor: Tensor) -> Tensor:
+        for dim, kept in keep.get(name, {}).items():
+            if not kept.all():
+                tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(kept)).to(tensor.device))
+        return tensor
+
+    extracted = rebuild(model, cut)
+    sizes = {site.parameter: (site.dim, site.units) for site in space.size_sites}
+    for name, module in extracted.named_modules():
+        _repair(module)
+        for attribute in ("num_features", "normalized_shape", "num_channels"):
+            if f"{name}.{attribute}".lstrip(".") in sizes:
+                index, units = sizes[f"{name}.{attribute}".lstrip(".")]
+                _hold(module, attribute, index, int(_mask(units, space.keep_mask(policy)).sum()))
+    return extracted
+
+
+def mask(model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
+    """A full-size copy of `model` in which every entry that `extract` would drop is zero: the reference for surgery."""
+    keep = _kept_entries(model, space, policy)
+
+    def zero(name: str, tensor: Tensor) -> Tensor:
+        for dim, kept in keep.get(name, {}).items():
+            dropped = torch.from_numpy(np.flatnonzero(~kept)).to(tensor.device)
+            tensor = tensor.index_fill(dim, dropped, 0)
+        return tensor
+
+    return rebuild(model, zero)
+
+
+def rebuild(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    """A deep copy of `model` whose parameters and buffers are what `change(name, tensor)` makes of them.
+
+    No tensor is copied in full first: the copies are in place before modules are copied around them.
+    """
+    memo: dict[int, Any] = {}
+    with torch.no_grad():
+        for name, tensor in named_tensors(model):
+            new = change(name, tensor.detach())
+            if new.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+                new = new.clone()
+            elif _is_channels_last(tensor):
+                new = new.contiguous(memory_format=torch.channels_last)
+            if isinstance(tensor, nn.Parameter):
+                memo[id(tensor)] = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            else:
+                memo[id(tensor)] = new.requires_grad_(tensor.requires_grad)
+        for tensor in plain_tensors(model):
+            # Computed attributes are no leaves, which deepcopy refuses.
+            if id(tensor) not in memo and not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer once, by its first name; buffers outside the state_dict too."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def plain_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """Tensors that modules hold as ordinary attributes."""
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, Tensor))
+
+
+def _mask(units: Any, keep: BoolArray) -> BoolArray:
+    """Which entries stay: those of kept units, and those of none (-1)."""
+    padded = np.append(keep, True)
+    kept: BoolArray = padded[units]
+    return kept
+
+
+def _kept_entries(model: nn.Module, space: SearchSpace, policy: Policy) -> dict[str, dict[int, BoolArray]]:
+    """Which entries stay, by tensor name and dimension."""
+    keep = space.keep_mask(policy)
+    tensors = dict(named_tensors(model))
+    sizes: Mapping[str, int] = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    if dict(space.parameter_sizes) != sizes:
+        names = [
+            name for name in {**space.parameter_sizes, **sizes} if space.parameter_sizes.get(name) != sizes.get(name)
+        ]
+        raise ValueError(
+            "the model must be the one its space was traced from, but parameter "
+            f"{names[0]!r} has {sizes.get(names[0], 'no')} elements here and {space.parameter_sizes.get(names[0], 'no')} "
+            "there; trace this model, or extract from the dense one"
+        )
+    entries: dict[str, dict[int, BoolArray]] = {}
+    for site in space.sites:
+        tensor = tensors.get(site.parameter)
+        if tensor is None or tensor.dim() <= site.dim or tensor.shape[site.dim] != len(site.units):
+            shape = None if tensor is None else tuple(tensor.shape)
+            raise ValueError(
+                f"the model must be the one its space was traced from, but {site.parameter!r} has shape {shape} here, "
+                f"not {len(site.units)} entries along dimension {site.dim}"
+            )
+        entries.setdefault(site.parameter, {})[site.dim] = _mask(site.units, keep)
+    return entries
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.dim() == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _repair(module: nn.Module) -> None:
+    """Sets the attributes that name sizes to what the module's tensors now are."""
+    weight = getattr(module, "weight", None)
+    shape = tuple(weight.shape) if isinstance(weight, Tensor) else ()
+    if isinstance(module, nn.modules.conv._ConvNd) and len(shape) > 2:
+        first, second = ("in_channels", "out_channels") if module.transposed else ("out_channels", "in_channels")
+        per_group = getattr(module, first) // module.groups
+        module.groups = shape[0] // per_group if module.groups > 1 else 1
+        setattr(module, first, shape[0])
+        setattr(module, second, shape[1] * module.groups)
+    elif isinstance(module, nn.Linear) and len(shape) == 2:
+        module.out_features, module.in_features = shape
+    elif isinstance(module, nn.Embedding) and len(shape) == 2:
+        module.num_embeddings, module.embedding_dim = shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        statistics = weight if weight is not None else module.running_mean
+        if statistics is not None:
+            module.num_features = len(statistics)
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and shape:
+        module.normalized_shape = shape
+    elif isinstance(module, nn.GroupNorm) and shape:
+        _hold(module, "num_channels", 0, shape[0])
+    elif isinstance(module, nn.PReLU) and shape:
+        module.num_parameters = shape[0]
+
+
+def _hold(module: nn.Module, attribute: str, index: int, size: int) -> None:
+    """Sets a size held in an attribute, and what follows from it."""
+    value = getattr(module, attribute)
+    if isinstance(value, tuple):
+        size = (*value[:index], size, *value[index + 1 :])  # type: ignore[assignment]
+    elif isinstance(module, nn.GroupNorm) and module.num_groups > 1:
+        # Whole norm groups go, each as wide as before.
+        module.num_groups = size // (module.num_channels // module.num_groups)
+    setattr(module, attribute, size)

@@ -1,0 +1,157 @@
+"""From configuration to objects: with `cli`, the only module that knows Hydra.
+
+Everything below the configuration gets plain values. A node with `_target_` names a class or function; its other keys
+are arguments, and collaborators (the space, the evaluator, …) arrive by the names the target's signature asks for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from compsearch.collaborators import collaborate
+from compsearch.schema import Config
+
+HYDRA_VERSION_BASE = "1.3"
+
+
+def conf_dir() -> Path:
+    """The folder of yaml files: beside the package in a checkout, inside it in a wheel."""
+    inside = Path(__file__).resolve().parent / "conf"
+    return inside if inside.is_dir() else inside.parent.parent / "conf"
+
+
+def register() -> None:
+    """Tells Hydra the schema, the budget's label, and every torchvision classifier as a choice of `model`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for name in get_object("backends.zoo.torchvision_names")():
+        store.store(group="model", name=name, node={"defaults": ["torchvision", "_self_"], "name": name})
+    if not OmegaConf.has_resolver("budget_label"):
+        OmegaConf.register_new_resolver("budget_label", _budget_label)
+
+
+def _budget_label(resource: str, cost_ratio: float | None, limit: float | None) -> str:
+    if limit is not None:
+        return f"{resource}{limit:g}abs"
+    return resource if cost_ratio is None else f"{resource}{cost_ratio:g}"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration resolved, as plain dicts and lists. Raises ValueError when a value is missing."""
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(one_line(error)) from error
+    return typing.cast(dict[str, Any], values)
+
+
+def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration of the command line `overrides`, usable inside a program that runs Hydra itself."""
+    state = Singleton.get_state()
+    try:
+        GlobalHydra.instance().clear()
+        register()
+        with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
+            return plain(compose("config", overrides=list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(one_line(error)) from error
+    finally:
+        Singleton.set_state(state)
+
+
+def one_line(error: BaseException) -> str:
+    """A configuration error's message with its cause, on one line."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    kept = []
+    for line in lines:
+        if line.startswith(("Config search path", "full_key:", "object_type=", "reference_type=")):
+            break
+        if line:
+            kept.append(line)
+    text = " ".join(kept).replace(": Available", ". Available")
+    cause = error.__cause__
+    if cause is not None and not isinstance(error, OmegaConfBaseException) and str(cause):
+        first = str(cause).splitlines()[0]
+        text = text if first in text else f"{text}: {first}"
+    return text or type(error).__name__
+
+
+def make(node: Any, available: Mapping[str, Any], *, place: str = "") -> Any:
+    """Builds what a configuration node names; nodes inside it first. Other values pass through.
+
+    `available` maps collaborator names to objects; those the target's signature names are passed. Raises ValueError
+    for a target that can't be imported, an argument it doesn't take, and a value of another type than it declares.
+    """
+    if isinstance(node, list):
+        return [make(item, available, place=f"{place}[{index}]") for index, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    values = {key: make(value, available, place=f"{place}.{key}".lstrip(".")) for key, value in node.items()}
+    path = values.pop("_target_", None)
+    if path is None:
+        return values
+    target = _target(path, place)
+    _check_arguments(target, values, place)
+    factory = partial(target, **values)
+    return factory(**collaborate(factory, available))
+
+
+def takes(node: Mapping[str, Any], argument: str, *, place: str) -> bool:
+    """Whether the target of `node` has an argument of that name. Raises ValueError as `make` does."""
+    return argument in inspect.signature(_target(node["_target_"], place)).parameters
+
+
+def _target(path: str, place: str) -> Callable[..., Any]:
+    try:
+        target: Callable[..., Any] = get_object(path)
+    except Exception as error:  # importing a user's module can raise anything
+        first = (str(error.__cause__ or error).splitlines() or [""])[0]
+        raise ValueError(f"`{place}._target_` must name something importable, but {path!r} fails: {first}") from error
+    return target
+
+
+def _check_arguments(target: Callable[..., Any], values: Mapping[str, Any], place: str) -> None:
+    parameters = inspect.signature(target).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    try:
+        hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, AttributeError, TypeError):  # annotations of a user's class that don't resolve
+        hints = {}
+    for name, value in values.items():
+        if name not in parameters and not takes_any:
+            names = ", ".join(parameters)
+            raise ValueError(f"`{place}.{name}` must be an argument of {target.__qualname__}, which takes {names}")
+        expected = _plain_types(hints.get(name))
+        if expected and not _fits(value, expected):
+            wanted = " or ".join("null" if kind is types.NoneType else kind.__name__ for kind in expected)
+            raise ValueError(f"`{place}.{name}` must be {wanted}, but got {value!r}")
+
+
+def _plain_types(hint: Any) -> tuple[type, ...]:
+    """The scalar types a hint allows; empty when it allows anything else."""
+    members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    scalars = (bool, int, float, str, types.NoneType)
+    return tuple(members) if members and all(member in scalars for member in members) else ()
+
+
+def _fits(value: Any, expected: tuple[type, ...]) -> bool:
+    if isinstance(value, bool):
+        return bool in expected
+    if isinstance(value, int) and float in expected:
+        return True
+    return isinstance(value, expected)

@@ -1,0 +1,65 @@
+"""A search space as a table for people: what may go, what ties it, and why the rest stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from compsearch.protocols import CostModel
+from compsearch.space import SearchSpace
+
+
+def describe(space: SearchSpace, cost_models: Iterable[CostModel] = ()) -> str:
+    """Groups in forward order, then frozen channels with reasons, then totals; aligned, lines of any length.
+
+    With `cost_models`, the totals say what the smallest policy costs of the dense network per resource.
+    """
+    rows = [("group", "channels", "keep", "emitted by", "read by", "tied by")]
+    for group in space.groups:
+        channels = str(group.size) if group.width == 1 else f"{group.size} x {group.width}"
+        rows.append(
+            (
+                group.name,
+                channels,
+                _counts(group.counts),
+                _some(group.producers),
+                _some(group.consumers),
+                _some(group.tied_by),
+            )
+        )
+    parts = [_table(rows)]
+    if space.frozen:
+        parts.append(
+            _table([("frozen", "channels", "because"), *((f.name, str(f.size), f.reason) for f in space.frozen)])
+        )
+    macs = sum(layer.macs for layer in space.layers) + space.constant_macs
+    prunable = sum(group.size * group.width for group in space.groups)
+    totals = [
+        f"{len(space.groups)} groups, {prunable:,} prunable channels, "
+        f"{sum(frozen.size for frozen in space.frozen):,} frozen",
+        f"{macs:,.0f} FLOPs (MACs), {sum(space.parameter_sizes.values()):,} parameters",
+    ]
+    for cost_model in cost_models:
+        dense, lowest = (float(cost) for cost in cost_model.costs(np.stack([space.sizes, space.min_counts])))
+        totals.append(f"the smallest policy costs {lowest / dense:.4f} of the dense {cost_model.resource}")
+    return "\n\n".join([*parts, "\n".join(totals)])
+
+
+def _counts(counts: Sequence[int]) -> str:
+    """``16..128 by 16``: the allowed counts; the last step may be shorter."""
+    if len(counts) < 3:
+        return " or ".join(map(str, counts))
+    return f"{counts[0]}..{counts[-1]} by {counts[1] - counts[0]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Two names, and how many more there are."""
+    return ", ".join(names[:2]) + (f" +{len(names) - 2}" if len(names) > 2 else "") if names else "-"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

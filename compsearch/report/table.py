@@ -1,0 +1,93 @@
+"""The final table, as text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from compsearch.report.style import RESOURCE_LABELS
+from compsearch.summary import NetworkRow, Summary
+
+_NOT_MEASURED = "–"
+_WIDTH = 100
+
+
+def summary_table(summary: Summary) -> str:
+    """One column per network, one line per quantity, fractions of the dense network in brackets.
+
+    Below it what the search took, how latency was measured, and the notes.
+    """
+    rows: list[tuple[str, Callable[[NetworkRow], str]]] = [
+        ("accuracy, search split", lambda row: _percent(row.accuracy_search)),
+        ("accuracy, test split", lambda row: _percent(row.accuracy_test)),
+        ("top-5, test split", lambda row: _percent(row.top5_test)),
+        (RESOURCE_LABELS["macs"], lambda row: _count(row.macs) + _ratio(summary, row, "macs")),
+        ("2×MACs", lambda row: _count(2 * row.macs)),
+        ("parameters", lambda row: _count(row.params) + _ratio(summary, row, "params")),
+        ("latency, median", lambda row: _median(row) + _ratio(summary, row, "latency_ms")),
+        ("latency, p10–p90", _spread),
+    ]
+    lines = [["", *(row.name for row in summary.networks)]]
+    for label, cell in rows:
+        cells = [cell(row) for row in summary.networks]
+        if any(text != _NOT_MEASURED for text in cells):
+            lines.append([label, *cells])
+    return "\n".join([_title(summary), "", *_align(lines), "", *_remarks(summary)])
+
+
+def _title(summary: Summary) -> str:
+    budget = "no budget"
+    if summary.budget is not None:
+        resource, cost_ratio = summary.budget
+        budget = f"budget {cost_ratio:g} of {RESOURCE_LABELS.get(resource, resource)}"
+    return f"{summary.model} on {summary.dataset}, {summary.searcher}, {budget}, seed {summary.seed}"
+
+
+def _remarks(summary: Summary) -> list[str]:
+    cost = summary.search_cost
+    failed = f" ({cost.num_failed} failed)" if cost.num_failed else ""
+    images = f"{cost.num_images:,} images scored"
+    remarks = [f"search: {cost.num_trials} trials{failed}, {images}, {tqdm.format_interval(cost.wall_s)}"]
+    if summary.recovery:
+        remarks.append(f"recovery before fine-tuning: {summary.recovery}")
+    runtimes = dict.fromkeys(row.latency.runtime for row in summary.networks if row.latency)
+    remarks.extend(f"latency: {runtime}" for runtime in runtimes)
+    remarks.extend(f"note: {note}" for note in summary.notes)
+    return [line for remark in remarks for line in textwrap.wrap(remark, _WIDTH, subsequent_indent="  ")]
+
+
+def _align(lines: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["─" * width for width in widths]
+    aligned = []
+    for cells in [lines[0], rule, *lines[1:]]:
+        first = cells[0].ljust(widths[0])
+        rest = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        aligned.append("   ".join([first, *rest]))
+    return aligned
+
+
+def _percent(fraction: float | None) -> str:
+    return _NOT_MEASURED if fraction is None else f"{fraction:.2%}"
+
+
+def _count(number: float) -> str:
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= factor:
+            return f"{number / factor:.4g}{unit}"
+    return f"{number:.4g}"
+
+
+def _ratio(summary: Summary, row: NetworkRow, resource: str) -> str:
+    ratio = summary.ratios(row).get(resource)
+    return "" if ratio is None or row is summary.dense else f" ({ratio:.3f})"
+
+
+def _median(row: NetworkRow) -> str:
+    return _NOT_MEASURED if row.latency is None else f"{row.latency.median_ms:.2f} ms"
+
+
+def _spread(row: NetworkRow) -> str:
+    return _NOT_MEASURED if row.latency is None else f"{row.latency.p10_ms:.2f}–{row.latency.p90_ms:.2f} ms"

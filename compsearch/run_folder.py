@@ -1,0 +1,259 @@
+"""One run = one folder: who may write to it, under which config, and which stages are finished.
+
+Example::
+
+    with RunFolder(path, config) as folder:
+        dense = folder.once("dense", measure_dense)  # measured at most once, however often the run is killed
+        trials = search(searcher, Recorder(folder), budget=budget)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml  # type: ignore[import-untyped, unused-ignore]
+
+from compsearch import atomic
+
+CONFIG_FILE = "config.yaml"
+STAGES_FILE = "stages.json"
+SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
+
+_MISSING = "(not set)"
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used, in one line that names the folder and the way out."""
+
+
+class RunFolder:
+    """The folder of one run, held by one process while the context is open.
+
+    Entering creates the folder, locks it and writes `config` as config.yaml, or compares `config` with the one that is
+    there. `config` is plain values (what YAML can say). `ignore` names dotted keys, each with everything below it,
+    that may differ from what the run was begun with because no result depends on them; config.yaml keeps its first
+    content.
+
+    The lock is the operating system's and ends with the process, however that ends: ``kill -9`` leaves nothing to
+    clean up.
+
+    Entering raises RunFolderError when the folder cannot be created or written, is held by another process, holds
+    something other than a run, or a run of another config. Nothing of an existing folder is changed then.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, ignore: Collection[str] = ()) -> None:
+        self.path = Path(path)
+        self._config_text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        self._ignore = tuple(ignore)
+        self._lock: int | None = None
+
+    def __enter__(self) -> Self:
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_content()
+            self._lock = _acquire(self.path / LOCK_FILE)
+            _held.add(self)
+        try:
+            with disk_errors(self.path):
+                for leftover in self.path.glob(atomic.TEMPORARY_PATTERN):
+                    leftover.unlink()
+                if (self.path / CONFIG_FILE).exists():
+                    self._refuse_another_config()
+                else:
+                    atomic.write_text(self.path / CONFIG_FILE, self._config_text)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets another process have the folder. The lock file stays: removing it could remove a newer owner's."""
+        if self._lock is not None:
+            os.close(self._lock)
+            _held.discard(self)
+            self._lock = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its summary, the last thing a run does."""
+        return (self.path / SUMMARY_FILE).exists()
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Writes the file `name`, whole or not at all; RunFolderError when the disk refuses. So do the others."""
+        return self._write(name, lambda path: atomic.write_text(path, text))
+
+    def write_json(self, name: str, data: Mapping[str, Any]) -> Path:
+        """Writes indented JSON; numbers that are not finite become null."""
+        return self._write(name, lambda path: atomic.write_json(path, data))
+
+    def write_torch(self, name: str, state: Mapping[str, Any]) -> Path:
+        """Writes tensors and plain values, as ``torch.load(path, weights_only=True)`` reads them."""
+        return self._write(name, lambda path: atomic.write_torch(path, state))
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What the finished `stage` found, None while it is not finished."""
+        found = self._stages().get(stage)
+        return None if found is None else dict(found)
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Marks `stage` as finished with `result`, JSON values.
+
+        Files that the stage makes must be written before. Raises ValueError when the stage is already finished.
+        """
+        stages = self._stages()
+        if stage in stages:
+            raise ValueError(f"a stage is finished once, but got {stage!r} again in {self.path}")
+        self.write_json(STAGES_FILE, {**stages, stage: dict(result)})
+
+    def once(self, stage: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The result of `stage`: the stored one, or `compute()`'s, which is then stored.
+
+        Both come through JSON, so that a resumed run goes on with exactly what an uninterrupted one has.
+        """
+        if self.result(stage) is None:
+            self.finish(stage, compute())
+        result = self.result(stage)
+        assert result is not None
+        return result
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> Path:
+        assert self._lock is not None, "a run folder is written to only while its context is open"
+        path = self.path / name
+        with disk_errors(path):
+            write(path)
+        return path
+
+    def _stages(self) -> dict[str, Any]:
+        path = self.path / STAGES_FILE
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path} must be readable JSON, but {error}; delete it to redo its stages") from error
+
+    def _refuse_foreign_content(self) -> None:
+        names = [entry.name for entry in self.path.iterdir()]
+        foreign = [name for name in names if not _precedes_config(name)]
+        if foreign and CONFIG_FILE not in names:
+            raise RunFolderError(
+                f"a run needs a folder of its own, but {self.path} holds {min(foreign)!r} and no {CONFIG_FILE}; "
+                "give another run_name, or move what is there"
+            )
+
+    def _refuse_another_config(self) -> None:
+        old, new = _flatten(read_config(self.path)), _flatten(yaml.safe_load(self._config_text))
+        differing = [
+            f"{key}={_shown(old, key)} (now {_shown(new, key)})"
+            for key in dict.fromkeys([*old, *new])
+            if not self._ignored(key) and (key not in old or key not in new or not _same(old[key], new[key]))
+        ]
+        if differing:
+            raise RunFolderError(
+                f"a run is resumed under its own config, but {self.path} was begun with {', '.join(differing)}; "
+                "give another run_name, or delete that folder to start over"
+            )
+
+    def _ignored(self, key: str) -> bool:
+        return any(key == ignored or key.startswith(f"{ignored}.") for ignored in self._ignore)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config a run was begun with. Raises RunFolderError when `path` holds no readable run."""
+    try:
+        config = yaml.safe_load((path / CONFIG_FILE).read_text())
+    except FileNotFoundError:
+        raise RunFolderError(f"{path} is no run: it has no {CONFIG_FILE}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RunFolderError(
+            f"{path / CONFIG_FILE} cannot be read: {reason}; delete the folder to start over"
+        ) from error
+    if not isinstance(config, dict):
+        raise RunFolderError(f"{path / CONFIG_FILE} must be a mapping, but got {config!r:.40}; delete the folder")
+    return config
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals while `path` is written into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written: {error.strerror or error}; nothing was left half-written, so make room or "
+            "give a results folder you may write to, and run the same command again"
+        ) from error
+
+
+def _precedes_config(name: str) -> bool:
+    """Whether a file may be there before config.yaml: our own first steps, and what Hydra writes as it starts."""
+    return name in {LOCK_FILE, ".hydra"} or name.endswith(".log") or (name.startswith(".") and name.endswith(".tmp"))
+
+
+def _acquire(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace") or "unknown"
+        os.close(descriptor)
+        raise RunFolderError(
+            f"a run belongs to one process, but {path.parent} is in use by process {holder}; wait for it, or give "
+            "another run_name"
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+#: A forked child (a worker of a DataLoader or a pool) shares the parent's lock and may outlive a killed parent, which
+#: would lock the folder until the child ends. So children drop their copy; the parent's lock is not affected.
+_held: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+
+
+def _drop_in_child() -> None:
+    for folder in list(_held):
+        folder.close()
+
+
+os.register_at_fork(after_in_child=_drop_in_child)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; an empty mapping is a value of its own."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _same(old: Any, new: Any) -> bool:
+    return bool(old == new) or repr(old) == repr(new)  # repr: NaN is itself
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    if key not in flat:
+        return _MISSING
+    text = repr(flat[key])
+    return text if len(text) <= 60 else f"{text[:57]}..."

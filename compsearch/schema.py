@@ -1,0 +1,76 @@
+"""The configuration's types: what Hydra checks before anything runs.
+
+`Any` marks the nodes that name a class (`_target_`) and hold its hyperparameters; those are checked against the
+class's own signature when it is built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MISSING: Any = "???"
+
+
+@dataclass
+class BudgetConfig:
+    """The resource that is limited; exactly one of `cost_ratio` (of the dense cost) and `limit` (absolute), or none."""
+
+    resource: str = MISSING
+    cost_ratio: float | None = None
+    limit: float | None = None
+    label: str = MISSING
+
+
+@dataclass
+class ModelConfig:
+    """A network and its weights: trained | random | a file | a torchvision weights name."""
+
+    name: str = MISSING
+    build: Any = MISSING
+    weights: str = MISSING
+
+
+@dataclass
+class DatasetConfig:
+    """Images, and how long networks train on them."""
+
+    name: str = MISSING
+    build: Any = MISSING
+    pretrain_epochs: int = MISSING
+    finetune_epochs: int = MISSING
+
+
+@dataclass
+class FinalistConfig:
+    """The best `num` trials are recovered with `recover` and compared on the search split; the best one is kept."""
+
+    num: int = MISSING
+    recover: Any = MISSING
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    searcher: Any = MISSING
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    space: Any = MISSING
+    importance: Any = MISSING
+    recover: Any = MISSING
+    evaluator: Any = MISSING
+    finalist: FinalistConfig = field(default_factory=FinalistConfig)
+    pretrain: Any = MISSING
+    finetune: Any = MISSING
+    cost_models: Any = MISSING
+    baseline: Any = MISSING
+    dense_network: Any = MISSING
+    device_resolver: Any = MISSING
+    calibration: Any = MISSING
+    workbench: Any = MISSING
+    seed: int = 0
+    device: str = "auto"
+    cache_dir: str = MISSING
+    run_name: str = MISSING

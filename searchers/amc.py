@@ -1,0 +1,249 @@
+"""AMC: AutoML for Model Compression (He, Lin, Liu, Wang, Li, Han; ECCV 2018, arXiv:1802.03494), channel mode.
+
+A DDPG agent walks the network layer by layer and says how much of each to keep; the action limit keeps every walk
+within the budget; the reward, the pruned network's accuracy without fine-tuning, comes at the end of the walk. What
+differs from the paper and from the released code (github.com/mit-han-lab/amc) is numbered in AMC.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from compsearch.budget import Budget
+from compsearch.protocols import CostModel, Evaluator
+from compsearch.space import FloatArray, Group, IntArray, Layer, SearchSpace
+from compsearch.trial import Trial, scored_trial
+from searchers.ddpg import DDPG, DDPGOptions, truncated_normal
+
+log = logging.getLogger(__name__)
+
+# --- Rewards: error in [0, 1] and cost in the cost model's unit; higher is better ------------------------------------
+
+Reward = Callable[[float, float], float]
+
+
+def accuracy_reward(error: float, cost: float) -> float:
+    """1 - Error, for a search within a budget. The paper's -Error plus a constant, so that it reads as an accuracy."""
+    return 1 - error
+
+
+def error_log_cost_reward(error: float, cost: float) -> float:
+    """-Error * ln(cost): the paper's -Error·log(FLOPs) on macs, its -Error·log(#Param) on params."""
+    return -error * math.log(cost)
+
+
+REWARDS: Mapping[str, Reward] = {"accuracy": accuracy_reward, "error_log_cost": error_log_cost_reward}
+
+# --- States: the features of layer t that no action changes ----------------------------------------------------------
+
+
+def paper_features(index: int, layer: Layer) -> tuple[float, ...]:
+    """(t, n, c, h, w, stride, k, FLOPs[t]) of the paper's 11 features."""
+    size = (layer.out_channels, layer.in_channels, layer.height, layer.width)
+    return (index, *size, layer.stride, layer.kernel_size, layer.macs)
+
+
+def released_features(index: int, layer: Layer) -> tuple[float, ...]:
+    """(t, is linear, c, n, stride, k, weight size) of the released code's 10; a linear layer has stride 0 there."""
+    is_linear = layer.kind == "linear"
+    stride = 0 if is_linear else layer.stride
+    return (index, is_linear, layer.in_channels, layer.out_channels, stride, layer.kernel_size, layer.num_weights)
+
+
+STATES: Mapping[str, Callable[[int, Layer], tuple[float, ...]]] = {
+    "paper": paper_features,
+    "released": released_features,
+}
+
+
+def static_states(space: SearchSpace, features: Callable[[int, Layer], tuple[float, ...]]) -> FloatArray:
+    """One row per group, each column scaled to [0, 1] over the groups; a constant column is 0."""
+    table = np.array([features(t, decided_layer(space, group)) for t, group in enumerate(space.groups)], dtype=float)
+    low, high = table.min(axis=0), table.max(axis=0)
+    scaled: FloatArray = (table - low) / np.where(high > low, high - low, 1.0)
+    return scaled
+
+
+def rest_macs(space: SearchSpace) -> FloatArray:
+    """The share of the dense macs that lies after each group's layer, in graph order, [num_groups]."""
+    macs = np.array([layer.macs for layer in space.layers])
+    after: FloatArray = (macs.sum() - np.cumsum(macs)) / macs.sum()
+    position = {layer.name: index for index, layer in enumerate(space.layers)}
+    return np.array([after[position[decided_layer(space, group).name]] for group in space.groups])
+
+
+def decided_layer(space: SearchSpace, group: Group) -> Layer:
+    """The layer that a decision on `group` is described by: AMC prunes a layer's *input* channels.
+
+    That is the first layer that reads the group and is not depthwise (a depthwise layer only passes channels on);
+    where there is none, the first that reads it, or else the last that emits it.
+    """
+    consumers = [space.layer_by_name[name] for name in group.consumers if name in space.layer_by_name]
+    producers = [space.layer_by_name[name] for name in group.producers]
+    full = [layer for layer in consumers if layer.num_weights > layer.out_channels * layer.kernel_size**2]
+    return (full or consumers or producers[-1:])[0]
+
+
+# --- The search ------------------------------------------------------------------------------------------------------
+
+
+class AMC:
+    """One step is one episode: a walk over the groups in forward order, a score, one update per transition.
+
+    `state` and `reward` name entries of `STATES` and `REWARDS`; `accuracy` is top1 or top5. `replay_action` says which
+    action the agent learns from: what the network got (`limited`) or what the actor asked for (`raw`). The first
+    `warmup_episodes` act at random; then noise has standard deviation ``noise_sigma * noise_decay ** (episodes
+    since)``. Updates are made from episode `learning_starts` on.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        cost_model: CostModel,
+        budget: Budget | None,
+        importance: FloatArray,
+        seed: int,
+        num_steps: int,
+        warmup_episodes: int,
+        learning_starts: int,
+        noise_sigma: float,
+        noise_decay: float,
+        state: str,
+        reward: str,
+        accuracy: str,
+        replay_action: str,
+        agent: DDPGOptions,
+    ) -> None:
+        for name, value, choices in (
+            ("state", state, tuple(STATES)),
+            ("reward", reward, tuple(REWARDS)),
+            ("accuracy", accuracy, ("top1", "top5")),
+            ("replay_action", replay_action, ("limited", "raw")),
+        ):
+            if value not in choices:
+                raise ValueError(f"`searcher.{name}` must be one of {', '.join(choices)}, but got {value!r}")
+        for name, number, least in (
+            ("num_steps", num_steps, 1),
+            ("warmup_episodes", warmup_episodes, 0),
+            ("learning_starts", learning_starts, 0),
+        ):
+            if number < least:
+                raise ValueError(f"`searcher.{name} >= {least}` must hold, but got {number}")
+        if noise_sigma < 0 or not 0 < noise_decay <= 1:
+            raise ValueError(
+                f"`noise_sigma >= 0` and `0 < noise_decay <= 1` must hold, but got {noise_sigma=}, {noise_decay=}"
+            )
+        if not space.groups:
+            raise ValueError("a search needs at least one group that may be pruned, but the space has none")
+        if budget is None and reward == "accuracy":
+            raise ValueError("reward 'accuracy' needs a budget, but there is none; set one, or reward=error_log_cost")
+        self.space = space
+        self.evaluator = evaluator
+        self.cost_model = cost_model
+        self.budget = budget
+        self.importance = importance
+        self.num_steps = num_steps
+        self.warmup_episodes = warmup_episodes
+        self.learning_starts = learning_starts
+        self.noise_sigma = noise_sigma
+        self.noise_decay = noise_decay
+        self.reward = REWARDS[reward]
+        self.accuracy = accuracy
+        self.replay_action = replay_action
+        self.dense_cost, lowest = (float(cost) for cost in cost_model.costs(np.stack([space.sizes, space.min_counts])))
+        if budget is not None and not budget.allows(lowest):
+            raise ValueError(
+                f"the budget must reach what the smallest policy costs, {lowest:.6g} {cost_model.resource}, but got "
+                f"limit={budget.limit:.6g}; raise it, or lower space.min_keep_ratio"
+            )
+        if reward == "error_log_cost" and lowest <= 1:
+            raise ValueError(f"reward 'error_log_cost' needs costs above 1, but got {lowest:.6g} {cost_model.resource}")
+        self.static_states = static_states(space, STATES[state])
+        self.rest = rest_macs(space)
+        num_features = self.static_states.shape[1] + 3
+        self.agent = DDPG(agent, num_features=num_features, episode_length=len(space.groups), seed=seed)
+        self.episode = 0
+
+    def step(self) -> list[Trial]:
+        """One episode."""
+        states, actions, counts = self.walk()
+        policy = self.space.select(counts, self.importance)
+        cost = self.cost_model.cost(policy)
+        [measurement] = self.evaluator.measure([policy])
+        right = measurement.accuracy if self.accuracy == "top1" else measurement.top5
+        # A network that answers NaN has classified nothing: the agent learns that from an Error of 1.
+        reward = self.reward(1 - right if measurement.is_finite else 1.0, cost)
+        learns = self.episode >= self.learning_starts
+        losses = self.agent.remember(states, actions, reward, num_updates=int(learns))
+        log.debug(
+            "episode=%d reward=%.4f sigma=%.4f average_reward=%s %s",
+            self.episode,
+            reward,
+            self.sigma,
+            self.agent.average_reward,
+            " ".join(f"{name}={value:.4g}" for name, value in losses.items()),
+        )
+        self.episode += 1
+        return [scored_trial(policy, measurement, objective=reward, cost_ratio=cost / self.dense_cost)]
+
+    @property
+    def sigma(self) -> float:
+        """The noise of this episode; the warm-up does not use it."""
+        return float(self.noise_sigma * self.noise_decay ** max(0, self.episode - self.warmup_episodes))
+
+    def walk(self) -> tuple[torch.Tensor, list[float], IntArray]:
+        """Decides on every group: states [num_groups, num_features], actions to remember, counts [num_groups]."""
+        space, agent = self.space, self.agent
+        states = torch.zeros(len(space.groups), self.static_states.shape[1] + 3)
+        actions: list[float] = []
+        counts = space.sizes.copy()
+        last_ratio = 1.0
+        for t, group in enumerate(space.groups):
+            # Fractions already, so not scaled again: reduced, rest, a[t-1]. `counts` is dense from t on.
+            reduced = 1 - float(self.cost_model.costs(counts[None])[0]) / self.dense_cost
+            states[t] = torch.tensor([*self.static_states[t], reduced, self.rest[t], last_ratio])
+            low = group.counts[0] / group.size
+            if self.episode < self.warmup_episodes:
+                action = float(agent.rng.uniform(low, 1.0))
+            else:
+                action = truncated_normal(agent.act(states[t]), self.sigma, low, 1.0, agent.rng)
+            offered = self.affordable_counts(t, counts)
+            counts[t] = offered[np.abs(offered - action * group.size).argmin()]  # the lower of two equally near
+            last_ratio = float(counts[t] / group.size)
+            actions.append(last_ratio if self.replay_action == "limited" else action)
+        return states, actions, counts
+
+    def affordable_counts(self, t: int, counts: IntArray) -> IntArray:
+        """What group `t` may keep such that the budget can still be met; the last is AMC's action limit.
+
+        `counts` [num_groups] is decided before `t`; the groups after it are taken at their fewest units. All allowed
+        counts are priced exactly and at once, coupled layers and rounding included, so the walk as a whole meets the
+        budget whatever the cost model, as long as the smallest policy does.
+        """
+        allowed = np.array(self.space.groups[t].counts, dtype=np.int64)
+        if self.budget is None:
+            return allowed
+        policies = np.repeat(self.space.min_counts[None], len(allowed), axis=0)  # [num_allowed, num_groups]
+        policies[:, :t] = counts[:t]
+        policies[:, t] = allowed
+        fits = self.cost_model.costs(policies) <= self.budget.limit
+        # The fewest units made the previous step's choice affordable, so they are; only a float's last digit, summed
+        # in another order, could say otherwise.
+        fits[0] = True
+        return allowed[fits]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"episode": self.episode, "agent": self.agent.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues after the episode at which `state` was taken."""
+        self.agent.load_state_dict(state["agent"])
+        self.episode = state["episode"]

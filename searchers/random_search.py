@@ -1,0 +1,74 @@
+"""Random search: policies drawn at the budget, independently. The file to copy for a searcher of your own.
+
+A searcher names in `__init__` the collaborators it needs (searchers/RANDOM_SEARCH.md lists them), then its own options;
+it proposes policies in `step`, and saves in `state_dict` whatever the next step depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from compsearch.budget import Budget, largest_within
+from compsearch.protocols import CostModel, Evaluator
+from compsearch.space import FloatArray, IntArray, SearchSpace
+from compsearch.trial import Trial, scored_trial
+
+
+class RandomSearch:
+    """One step, one random policy at the budget.
+
+    Each group draws u from U(0, 1); its keep_ratio is u^p, with one exponent p for all groups, the smallest with which
+    the rounded policy meets the budget. Any budget can be met so, none is left unused but for the rounding, and the
+    keep_ratios spread without piling up at the ends. Without a budget p is 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        cost_model: CostModel,
+        budget: Budget | None,
+        importance: FloatArray,
+        seed: int,
+        num_steps: int,
+    ) -> None:
+        if num_steps < 1:
+            raise ValueError(f"`num_steps >= 1` must hold, but got {num_steps=} for searcher random")
+        self.space = space
+        self.evaluator = evaluator
+        self.cost_model = cost_model
+        self.budget = budget
+        self.importance = importance
+        self.num_steps = num_steps
+        self.dense_cost = cost_model.cost(space.full_policy())
+        self.rng = np.random.default_rng(seed)
+
+    def step(self) -> list[Trial]:
+        """Draws, scores and returns one policy."""
+        policy = self.space.select(self.draw(), self.importance)
+        [measurement] = self.evaluator.measure([policy])
+        cost_ratio = self.cost_model.cost(policy) / self.dense_cost
+        return [scored_trial(policy, measurement, objective=measurement.accuracy, cost_ratio=cost_ratio)]
+
+    def draw(self) -> IntArray:
+        """Units to keep per group, [num_groups]."""
+        u = self.rng.random(len(self.space.groups))
+
+        def path(t: float) -> IntArray:  # from p = infinity, the smallest policy, to p = 0, the dense one
+            ratios = u ** ((1 - t) / t) if t > 0 else np.zeros_like(u)
+            counts = [self.space.nearest_count(index, ratio) for index, ratio in enumerate(ratios)]
+            return np.array(counts, dtype=np.int64)
+
+        return path(0.5) if self.budget is None else largest_within(self.budget, path, cost_model=self.cost_model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator: all that one step leaves for the next."""
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues after the step at which `state` was taken."""
+        self.rng.bit_generator.state = state["rng"]

@@ -1,0 +1,294 @@
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compsearch.budget import Budget
+from compsearch.space import FloatArray, IntArray, Policy
+from compsearch.testing import FailingEvaluator, SearcherContract, ToyCost, ToyEvaluator, collaborators, toy_space
+from compsearch.trial import Measurement
+from searchers.amc import AMC, decided_layer, paper_features, released_features, rest_macs, static_states
+from searchers.ddpg import DDPGOptions
+
+AGENT = DDPGOptions(
+    hidden_size=32,
+    actor_lr=1e-3,
+    critic_lr=1e-3,
+    critic_action="second_layer",
+    tau=0.01,
+    discount=1.0,
+    batch_size=64,
+    replay_size=2000,
+    replay_unit="transitions",
+    baseline="episode",
+    baseline_rate=0.05,
+)
+SMALL = functools.partial(
+    AMC,
+    num_steps=16,
+    warmup_episodes=6,
+    learning_starts=6,
+    noise_sigma=0.5,
+    noise_decay=0.95,
+    state="paper",
+    reward="accuracy",
+    accuracy="top1",
+    replay_action="limited",
+    agent=AGENT,
+)
+RELEASED_AGENT = replace(
+    AGENT, critic_action="first_layer", replay_size=10, replay_unit="episodes", baseline="batch", baseline_rate=0.5
+)
+
+
+class TestAMC(SearcherContract):
+    make = staticmethod(SMALL)
+    make_compared = staticmethod(
+        functools.partial(SMALL, num_steps=120, warmup_episodes=30, learning_starts=5, noise_decay=0.97)
+    )
+
+
+class TestReleasedAMC(SearcherContract):
+    make = staticmethod(functools.partial(SMALL, state="released", replay_action="raw", agent=RELEASED_AGENT))
+    not_compared = "the comparison is TestAMC's; this one is about the options of the released code"
+
+
+def make(*, cost_ratio: float | None = 0.5, resource: str = "macs", **options: Any) -> AMC:
+    given = collaborators(cost_ratio=cost_ratio, resource=resource)
+    given.update({key: options.pop(key) for key in list(options) if key in given})
+    return SMALL(**given, **options)
+
+
+# --- State ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_decision_is_described_by_the_layer_that_reads_the_group() -> None:
+    space = toy_space()
+    names = [decided_layer(space, group).name for group in space.groups]
+    # conv2's channels pass through a depthwise layer first: conv3 is what mixes, and so loses, its input channels.
+    assert names == ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "hidden", "linear"]
+
+
+def test_a_group_that_only_a_depthwise_layer_reads_is_described_by_it() -> None:
+    space = toy_space()
+    only_depthwise = replace(space.groups[2], consumers=("depthwise",))
+    assert decided_layer(space, only_depthwise).name == "depthwise"
+    assert decided_layer(space, replace(space.groups[2], consumers=())).name == "depthwise"
+
+
+def test_paper_state_is_its_features_scaled_per_column() -> None:
+    space = toy_space()
+    raw = np.array([paper_features(t, decided_layer(space, group)) for t, group in enumerate(space.groups)])
+    # t, n, c, h, w, stride, k, FLOPs of conv1: 16 -> 16 channels, 3×3, on 32×32 pixels.
+    assert raw[0].tolist() == [0, 16, 16, 32, 32, 1, 3, 32 * 32 * 16 * 16 * 9]
+    scaled = static_states(space, paper_features)
+    varied = np.ptp(raw, axis=0) > 0
+    assert scaled[:, varied].min(axis=0).tolist() == [0.0] * varied.sum()
+    assert scaled[:, varied].max(axis=0).tolist() == [1.0] * varied.sum()
+    assert not scaled[:, ~varied].any()
+    assert scaled[:, 0] == pytest.approx(np.arange(8) / 7)
+
+
+def test_released_state_has_type_and_weight_size_and_no_feature_map() -> None:
+    space = toy_space()
+    assert released_features(0, space.layer_by_name["conv1"]) == (0, False, 16, 16, 1, 3, 16 * 16 * 9)
+    assert released_features(7, space.layer_by_name["linear"]) == (7, True, 64, 10, 0, 1, 640)
+    assert make(state="released").walk()[0].shape == (8, 10)
+    assert make(state="paper").walk()[0].shape == (8, 11)
+
+
+def test_rest_is_the_share_of_macs_after_the_layer_in_graph_order() -> None:
+    space = toy_space()
+    macs = {layer.name: layer.macs for layer in space.layers}
+    total = sum(macs.values())
+    rest = rest_macs(space)
+    after_conv7 = macs["hidden"] + macs["linear"]
+    assert rest[5] == pytest.approx((macs["conv7"] + after_conv7) / total)
+    assert rest[7] == 0.0
+    # The depthwise layer comes before conv3 and so is not among what follows it.
+    assert rest[2] == pytest.approx(1 - sum(macs[n] for n in ("conv0", "conv1", "conv2", "depthwise", "conv3")) / total)
+
+
+def test_dynamic_features_are_fractions_as_they_are() -> None:
+    searcher = make()
+    states, _, counts = searcher.walk()
+    reduced, rest, last = states[:, -3].numpy(), states[:, -2].numpy(), states[:, -1].numpy()
+    assert reduced[0] == 0.0
+    assert last[0] == 1.0
+    assert last[1:] == pytest.approx((counts / searcher.space.sizes)[:-1])
+    assert rest == pytest.approx(rest_macs(searcher.space))
+    for t in range(8):
+        so_far = np.concatenate([counts[:t], searcher.space.sizes[t:]])
+        cost = searcher.cost_model.costs(so_far[None])[0]
+        assert reduced[t] == pytest.approx(1 - cost / searcher.dense_cost, abs=1e-6)
+    assert (np.diff(reduced) >= 0).all()
+
+
+# --- Action limit --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resource", ["macs", "params"])
+@pytest.mark.parametrize("cost_ratio", [0.1, 0.3, 0.5, 0.9])
+def test_action_limit_is_the_largest_count_that_can_still_meet_the_budget(resource: str, cost_ratio: float) -> None:
+    searcher = make(cost_ratio=cost_ratio, resource=resource)
+    space, budget = searcher.space, searcher.budget
+    assert budget is not None
+    counts = searcher.walk()[2]
+    for t, group in enumerate(space.groups):
+        fitting = []
+        for count in group.counts:
+            tried = np.concatenate([counts[:t], [count], space.min_counts[t + 1 :]])
+            policy = space.select(tried, searcher.importance)
+            if budget.allows(searcher.cost_model.cost(policy)):
+                fitting.append(count)
+        assert searcher.affordable_counts(t, counts).tolist() == fitting
+        assert counts[t] in fitting
+
+
+def test_a_greedy_walk_meets_the_budget_and_uses_it_up() -> None:
+    searcher = make(cost_ratio=0.5)
+    counts = searcher.space.sizes.copy()
+    for t in range(len(counts)):
+        counts[t] = searcher.affordable_counts(t, counts)[-1]
+    assert searcher.budget is not None
+    [cost] = searcher.cost_model.costs(counts[None])
+    assert searcher.budget.allows(cost)
+    for t, group in enumerate(searcher.space.groups):
+        larger = [count for count in group.counts if count > counts[t]][:1]
+        for count in larger:  # no group can keep more with those after it at their fewest
+            more = np.concatenate([counts[:t], [count], searcher.space.min_counts[t + 1 :]])
+            assert not searcher.budget.allows(searcher.cost_model.costs(more[None])[0])
+
+
+class BumpyCost(ToyCost):
+    """A cost that falls where a count becomes a multiple of 8, as measured latency does."""
+
+    def costs(self, counts: IntArray) -> FloatArray:
+        return super().costs(counts) * (1 + 0.3 * (counts % 8 != 0).mean(axis=1))
+
+
+def test_a_cost_that_is_not_monotone_still_meets_the_budget() -> None:
+    cost_model = BumpyCost(toy_space())
+    dense = float(cost_model.costs(toy_space().sizes[None])[0])
+    searcher = make(cost_model=cost_model, budget=Budget("macs", 0.4 * dense, dense))
+    for _ in range(20):
+        [trial] = searcher.step()
+        assert cost_model.cost(trial.policy) <= 0.4 * dense
+
+
+def test_without_a_budget_every_count_is_offered() -> None:
+    searcher = make(cost_ratio=None, reward="error_log_cost")
+    for t, group in enumerate(searcher.space.groups):
+        assert searcher.affordable_counts(t, searcher.space.sizes).tolist() == list(group.counts)
+
+
+# --- Exploration and replay ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_learnt_before_learning_starts_then_every_transition_updates() -> None:
+    searcher = make(warmup_episodes=3, learning_starts=3)
+    before = searcher.agent.actor.fc1.weight.clone()
+    for _ in range(3):
+        searcher.step()
+    assert torch.equal(searcher.agent.actor.fc1.weight, before)
+    assert not searcher.agent.critic_optimizer.state
+    searcher.step()
+    assert searcher.agent.critic_optimizer.state[searcher.agent.critic.fc1.weight]["step"] == 8
+    assert not torch.equal(searcher.agent.actor.fc1.weight, before)
+
+
+def test_noise_decays_once_per_episode_after_the_warmup() -> None:
+    searcher = make(warmup_episodes=2, noise_sigma=0.5, noise_decay=0.9)
+    sigmas = []
+    for _ in range(5):
+        sigmas.append(searcher.sigma)
+        searcher.step()
+    assert sigmas == pytest.approx([0.5, 0.5, 0.5, 0.45, 0.405])
+
+
+def test_without_noise_the_actor_decides() -> None:
+    searcher = make(warmup_episodes=0, noise_sigma=0.0, cost_ratio=1.0)
+    states, _, counts = searcher.walk()
+    for t, group in enumerate(searcher.space.groups):
+        assert counts[t] == searcher.space.nearest_count(
+            t, max(searcher.agent.act(states[t]), group.counts[0] / group.size)
+        )
+
+
+def test_replay_holds_the_limited_or_the_raw_action() -> None:
+    tight: dict[str, Any] = {"cost_ratio": 0.1, "warmup_episodes": 0, "noise_sigma": 0.0}
+    limited = make(**tight, replay_action="limited")
+    raw = make(**tight, replay_action="raw")
+    [trial], [same] = limited.step(), raw.step()
+    assert trial == same  # the network gets the limited action either way
+    ratios = limited.space.counts(trial.policy) / limited.space.sizes
+    assert limited.agent.replay.actions[:8, 0].numpy() == pytest.approx(ratios)
+    asked = raw.agent.replay.actions[:8, 0].numpy()
+    assert (asked > ratios + 0.1).any()
+    assert asked == pytest.approx(np.full(8, 0.5), abs=0.2)  # an untrained sigmoid
+
+
+# --- Reward --------------------------------------------------------------------------------------------------------
+
+
+class FixedEvaluator:
+    def measure(self, policies: Sequence[Policy]) -> list[Measurement]:
+        return [Measurement("search", 10, accuracy=0.6, top5=0.8, loss=1.0) for _ in policies]
+
+
+@pytest.mark.parametrize(("accuracy", "error"), [("top1", 0.4), ("top5", 0.2)])
+@pytest.mark.parametrize("resource", ["macs", "params"])
+def test_rewards_are_the_papers(accuracy: str, error: float, resource: str) -> None:
+    [trial] = make(evaluator=FixedEvaluator(), accuracy=accuracy, resource=resource).step()
+    assert trial.objective == pytest.approx(1 - error)
+    free = make(
+        evaluator=FixedEvaluator(), accuracy=accuracy, resource=resource, cost_ratio=None, reward="error_log_cost"
+    )
+    [trial] = free.step()
+    assert trial.objective == pytest.approx(-error * math.log(free.cost_model.cost(trial.policy)))
+
+
+def test_a_failed_trial_is_an_error_of_one_to_the_agent() -> None:
+    searcher = make(evaluator=FailingEvaluator(ToyEvaluator(toy_space()), every=1))
+    [trial] = searcher.step()
+    assert trial.objective is None
+    assert trial.failure.startswith("not finite on the search split: accuracy=nan")
+    assert searcher.agent.replay.rewards[:8].tolist() == [[0.0]] * 8
+
+
+def test_accuracy_reward_needs_a_budget() -> None:
+    with pytest.raises(ValueError, match="reward 'accuracy' needs a budget"):
+        make(cost_ratio=None)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_steps": 0},
+        {"warmup_episodes": -1},
+        {"noise_decay": 1.5},
+        {"state": "nni"},
+        {"reward": "speed"},
+        {"accuracy": "top3"},
+        {"replay_action": "none"},
+    ],
+)
+def test_an_option_out_of_range_is_named(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        make(**options)
+
+
+def test_a_budget_below_the_smallest_policy_is_refused() -> None:
+    with pytest.raises(ValueError, match="the budget must reach what the smallest policy costs"):
+        make(budget=Budget("macs", 10.0, 1e6))
+
+
+def test_a_space_without_groups_is_refused() -> None:
+    space = replace(toy_space(), groups=())
+    with pytest.raises(ValueError, match="at least one group"):
+        make(space=space)
