@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickle
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from compsearch.atomic import write_torch
 
-def save_atomically(value: Any, path: Path) -> None:
+
+def save_atomically(value: Mapping[str, Any], path: Path) -> None:
     """Writes `value` (tensors and plain values) to `path` under a temporary name, then renames it.
 
     Whoever reads `path` sees the old file or the new one. Raises ValueError, leaving nothing behind, when the folder
     can't be written or the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a disk that fills up under it
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        write_torch(path, value)
+    except OSError as error:
         raise ValueError(
-            f"a checkpoint's folder must be writable and have room, but {path} got: {reason}; "
+            f"a checkpoint's folder must be writable and have room, but {path} got: {error.strerror}; "
             "free some space or choose another folder"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def load_plain(path: Path) -> Any:

@@ -1,4 +1,8 @@
-"""The network a run starts from: built, and given the weights the user chose."""
+"""The network a run starts from: built, then given the weights the user chose.
+
+Two steps, so that everything that depends on shapes alone (the search space, the budget) can be checked before hours
+are spent on training.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +22,26 @@ from backends.zoo import check_network
 
 log = logging.getLogger(__name__)
 
+_SUFFIXES = (".pt", ".pth", ".bin", ".tar", ".ckpt")
 
-def dense_network(
+
+def build_network(
+    *, build: Callable[[str | None], nn.Module], weights: str, splits: Splits, device: torch.device, seed: int
+) -> nn.Module:
+    """A new network in eval mode on `device`; its initial weights follow from `seed`.
+
+    `build` gets `weights` when it is a name that only the builder can know (torchvision's enums), None otherwise.
+    Raises ValueError when the network doesn't fit the dataset.
+    """
+    with isolated_rng(seed):
+        network = build(None if weights in ("trained", "random") or _is_path(weights) else weights)
+    check_network(network, splits)
+    return network.to(device).eval()
+
+
+def give_weights(
     *,
-    build: Callable[[str | None], nn.Module],
+    model: nn.Module,
     description: Mapping[str, Any],
     name: str,
     weights: str,
@@ -30,25 +50,19 @@ def dense_network(
     device: torch.device,
     seed: int,
     cache_dir: str,
-) -> nn.Module:
-    """A network in eval mode on `device`.
+) -> None:
+    """Loads or trains the weights of a network just built, in place.
 
     `weights` is trained (on the train split by `recipe`, kept in `cache_dir` by the hash of `description` and all else
-    that determines them), random, the path of a state_dict, or a name that the builder itself knows (torchvision's
-    enums): `build` gets that name, None otherwise. Raises ValueError when a weights file or name is not usable, or the
-    network doesn't fit the dataset.
+    that determines them) or the path of a state_dict; nothing is done for anything else. Raises ValueError when a file
+    is not usable.
     """
-    is_path = weights.endswith((".pt", ".pth", ".bin", ".tar", ".ckpt")) or "/" in weights or Path(weights).is_file()
-    own = weights in ("trained", "random") or is_path
-    with isolated_rng(seed):
-        network = build(None if own else weights)
-    check_network(network, splits)
-    if is_path:
-        load_weights(network, Path(weights).expanduser())
+    if _is_path(weights):
+        load_weights(model, Path(weights).expanduser())
         log.info("weights: %s", weights)
     elif weights == "trained":
         trained_weights(
-            network,
+            model,
             splits.train,
             recipe,
             name=f"{name}-{splits.train.num_images}",
@@ -57,4 +71,8 @@ def dense_network(
             seed=seed,
             cache_dir=Path(cache_dir).expanduser(),
         )
-    return network.to(device).eval()
+    model.eval()
+
+
+def _is_path(weights: str) -> bool:
+    return weights.endswith(_SUFFIXES) or "/" in weights or Path(weights).is_file()

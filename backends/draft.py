@@ -1,8 +1,8 @@
 """From labels to groups.
 
 A *unit* is a class of labels that stay or go together. Units with the same signature (how often they occur in each
-dimension of each parameter) form a *group*: whichever of them are kept, the cost is the same; and each dimension of each
-parameter is made of whole groups, so that none is ever emptied while every group keeps a unit.
+dimension of each parameter) form a *group*: whichever of them are kept, the cost is the same; and each dimension of
+each parameter is made of whole groups, so that none is ever emptied while every group keeps a unit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from backends.labels import Labels, LayerRecord, Tracer
+from backends.labels import Labels
 from backends.surgery import named_tensors
+from backends.tracer import LayerRecord, Tracer
 from compsearch.space import Frozen, Group, IntArray, Layer, SearchSpace, Site
 
 Counts = Callable[[int, int], tuple[int, ...]]
@@ -44,6 +45,12 @@ class Draft:
         self._tracer = tracer
         self._batch_size = batch_size
         self._roots = labels.roots(np.arange(labels.size))
+        #: Tensors that units are counted in: parameters, and buffers that layers use as weights.
+        self._weights = {
+            name: tensor.numel()
+            for name, tensor in named_tensors(module)
+            if isinstance(tensor, nn.Parameter) or name in tracer.layers
+        }
         self._names = _layer_names([record.weight for record in tracer.layers.values()])
         self.layers = tuple(self._layer(record) for record in tracer.layers.values())
         reasons: dict[int, str] = {}
@@ -107,11 +114,7 @@ class Draft:
         return hashlib.sha256(repr((shapes, choices)).encode()).hexdigest()[:16]
 
     def _layer(self, record: LayerRecord) -> Layer:
-        size = dict(self._module.named_parameters() if record.weight else ())
-        tensor = size.get(record.weight)
-        num_weights = (
-            tensor.numel() if tensor is not None else dict(self._module.named_buffers())[record.weight].numel()
-        )
+        num_weights = self._weights[record.weight]
         macs = record.macs / self._batch_size
         return Layer(
             name=self._names[record.weight],
@@ -176,7 +179,10 @@ class Draft:
         eligible[list(candidates)] = True
         found = []
         for place, (name, dim) in enumerate(
-            (name, dim) for name, tensor in self._module.named_parameters() for dim in range(tensor.dim())
+            (name, dim)
+            for name, tensor in named_tensors(self._module)
+            if name in self._weights
+            for dim in range(tensor.dim())
         ):
             roots = self._roots[self.labels.axis(name, dim)]
             roots, times = np.unique(roots[eligible[roots]], return_counts=True)

@@ -6,18 +6,25 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from backends.label_layers import LAYERS
 from backends.label_moves import MOVES
-from backends.label_rules import FILLS, RULES, pointwise
-from backends.labels import Labels, Tracer
+from backends.label_values import FILLS, VALUES, pointwise
+from backends.labels import Labels
 from backends.surgery import named_tensors, plain_tensors, rebuild
+from backends.tracer import Numbers, Rules, Tracer
+from compsearch.space import IntArray
+
+_RULES = Rules(LAYERS | VALUES | MOVES, pointwise, FILLS)
+
+
+Shapes = list[tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,15 @@ class Subject:
     def batch_size(self) -> int:
         first = next(leaf for leaf in tree_leaves(self.inputs) if isinstance(leaf, Tensor))
         return int(first.shape[0]) if first.dim() else 1
+
+    def inputs_for(self, *, training: bool) -> tuple[Any, ...]:
+        """The inputs; for training at least two images, without which batch norm may refuse."""
+        if not training or self.batch_size > 1:
+            return self.inputs
+        doubled: tuple[Any, ...] = tree_map_only(
+            Tensor, lambda tensor: torch.cat([tensor, tensor]) if tensor.dim() else tensor, self.inputs
+        )
+        return doubled
 
 
 def on_meta(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
@@ -55,39 +71,43 @@ def copied(module: nn.Module) -> nn.Module:
     return rebuild(module, lambda _, tensor: tensor)
 
 
-def follower(module: nn.Module, labels: Labels, kept: Mapping[tuple[str, int], Any]) -> Tracer:
+def follower(
+    module: nn.Module,
+    labels: Labels,
+    kept: Mapping[tuple[str, int], IntArray],
+    numbers: Sequence[Numbers] | None = None,
+) -> Tracer:
     """A tracer of `module`'s parameters and buffers, to which it adds hooks.
 
     `kept` says which entries of a dimension of a tensor are left of the dense network; a dimension not named is whole.
+    `numbers` are those of the dense run, which must come up again.
     """
     tensors = []
     for name, tensor in named_tensors(module):
         axes = (labels.axis(name, dim) for dim in range(tensor.dim()))
         left = [axis[kept[name, dim]] if (name, dim) in kept else axis for dim, axis in enumerate(axes)]
         tensors.append((name, tensor, tuple(map(torch.from_numpy, left))))
-    tracer = Tracer(labels, tensors, rules=RULES | MOVES, pointwise=pointwise, fills=FILLS)
+    tracer = Tracer(labels, tensors, _RULES, numbers)
     for name, part in module.named_modules():
         part.register_forward_pre_hook(functools.partial(_enter, tracer, name))
         part.register_forward_hook(functools.partial(_leave, tracer))
     return tracer
 
 
-def follow(tracer: Tracer, module: nn.Module, subject: Subject) -> list[tuple[int, ...]]:
-    """Runs `module` on the subject's input under its tracer; labels of the output are frozen, its shapes returned."""
-    with _plain_attention(), torch.no_grad(), tracer:
-        output = module(*subject.inputs)
+def follow(tracer: Tracer, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Shapes, list[Tensor]]:
+    """Runs `module` on `inputs` under its tracer; returns its output's shapes and labels, which are frozen."""
+    with _undisturbed(), torch.no_grad(), tracer:
+        output = module(*inputs)
     tensors = output_tensors(output)
-    for tensor in tensors:
-        mark = tracer.mark(tensor)
-        if mark is not None:
-            tracer.labels.freeze(mark.labels, "reaches the network's output")
-    return [tuple(tensor.shape) for tensor in tensors]
+    parts = [part for mark in map(tracer.mark, tensors) if mark is not None for part in mark.parts]
+    tracer.labels.freeze(parts, "reaches the network's output")
+    return [tuple(tensor.shape) for tensor in tensors], parts
 
 
-def output_shapes(subject: Subject, module: nn.Module) -> list[tuple[int, ...]]:
-    """The shapes that `module` (which running may change) returns for the subject's input."""
-    with _plain_attention(), torch.no_grad():
-        return [tuple(tensor.shape) for tensor in output_tensors(module(*subject.inputs))]
+def output_shapes(module: nn.Module, inputs: tuple[Any, ...]) -> Shapes:
+    """The shapes that `module`, which running may change, returns."""
+    with _undisturbed(), torch.no_grad():
+        return [tuple(tensor.shape) for tensor in output_tensors(module(*inputs))]
 
 
 def output_tensors(output: Any) -> list[Tensor]:
@@ -112,19 +132,12 @@ def _leave(tracer: Tracer, module: nn.Module, inputs: Any, output: Any) -> None:
 
 
 @contextlib.contextmanager
-def _plain_attention() -> Iterator[None]:
-    """Attention as the operations it is made of, rather than one fused call per encoder layer."""
+def _undisturbed() -> Iterator[None]:
+    """Attention as its operations, not one fused call per encoder; the global generator kept as it was."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """A try-out of a forward may warn about sizes that no user chose."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -55,7 +55,9 @@ class GivenSplit:
 
     def _load(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         order = [batch.tolist() for batch in batches]
-        loader = DataLoader(self.dataset, batch_sampler=order, num_workers=self.num_workers)
+        # Without a generator of its own a loader draws its workers' seeds from torch's global one.
+        own = torch.Generator().manual_seed(0)
+        loader = DataLoader(self.dataset, batch_sampler=order, num_workers=self.num_workers, generator=own)
         for images, labels in loader:
             yield images.to(torch.float32), torch.as_tensor(labels, dtype=torch.int64)
 

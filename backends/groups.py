@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from backends import forwards
 from backends.draft import Draft
 from backends.forwards import Subject
-from backends.labels import Labels, Tracer
+from backends.labels import Labels
 from backends.surgery import named_tensors
-from backends.verification import settle
+from backends.tracer import Tracer
+from backends.verification import Run, Verifier
 from compsearch.space import SearchSpace, allowed_counts
 
 
@@ -28,9 +29,9 @@ def trace(
 ) -> SearchSpace:
     """The search space of `model`, found by running it once on `example_input` (a batch, or a tuple of arguments).
 
-    `divisor` and `min_keep_ratio` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch patterns of groups or
-    layers to leave alone; ``coupled=False`` leaves alone every group that several layers emit. The model is not changed:
-    copies of it run in eval mode, on shapes alone where its forward allows, else on its values.
+    `divisor` and `min_keep_ratio` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch patterns of groups
+    or layers to leave alone; ``coupled=False`` leaves alone every group that several layers emit. The model is not
+    changed: copies of it run in eval mode, on shapes alone where its forward allows, else on its values.
 
     A group's producers are the convolutions and linear layers that emit its channels, its consumers those that read
     them, both in forward order. A depthwise or grouped convolution passes on what it reads: it is neither producer nor
@@ -48,10 +49,11 @@ def trace(
         raise ValueError(
             f"`example_input` must be a tensor or a tuple with one, but got {type(example_input).__name__}"
         )
-    subject, labels, tracer, shapes = _first_run(model, inputs)
+    subject, labels, tracer, runs = _dense_runs(model, inputs)
     draft = Draft(subject.module, subject.batch_size, labels, tracer, allowed)
-    single = [group for group in draft.groups if group.group.size == 1]
-    draft.freeze(single, "one unit, which cannot be emptied")
+    for group in [group for group in draft.groups if group.group.size == 1]:
+        tied = f", tied by {', '.join(group.group.tied_by[:3])}" if group.group.tied_by else ""
+        draft.freeze([group], f"one unit, which cannot be emptied{tied}")
     full = [group for group in draft.groups if len(group.group.counts) == 1]
     draft.freeze(full, f"no smaller count is allowed ({divisor=}, {min_keep_ratio=})")
     if not coupled:
@@ -59,29 +61,47 @@ def trace(
         draft.freeze(several, "emitted by several layers (the space's coupled option is off)")
     for pattern in freeze:
         _freeze_matching(draft, pattern)
-    settle(draft, subject, shapes)
+    Verifier(draft, subject, runs).settle()
     return draft.space()
 
 
-def _first_run(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Labels, Tracer, list[tuple[int, ...]]]:
-    """The dense network followed on labels: on shapes, or on values when the forward needs them."""
+def _dense_runs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Labels, Tracer, dict[bool, Run]]:
+    """The dense network followed on labels: on shapes, or on values when the forward needs them.
+
+    The tracer is that of eval mode. Parameters that only training uses (auxiliary classifiers) are followed too: they
+    read channels that may go, but what they emit stays.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
-    for prepare in (forwards.on_meta, forwards.for_real):
+    try:
+        subject, labels = forwards.on_meta(model, inputs), Labels(shapes)
+        tracer, run = _dense_run(subject, labels, training=False)
+    except Exception:  # shapes do not suffice (values are read, tensors are made elsewhere); a user's fault shows below
         labels = Labels(shapes)
         try:
-            subject = prepare(model, inputs)
-            module = forwards.copied(subject.module)
-            tracer = forwards.follower(module, labels, {})
-            returned = forwards.follow(tracer, module, subject)
-        except Exception as error:  # shapes do not suffice, or the user's forward raises what it likes
-            if prepare is forwards.on_meta:
-                continue
+            subject = forwards.for_real(model, inputs)
+            tracer, run = _dense_run(subject, labels, training=False)
+        except Exception as error:  # a forward may raise anything
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
-                f"the model must run on the example input, but {type(error).__name__}: {message}"
+                f"the model must run on the example input, but raises {type(error).__name__}: {message}"
             ) from error
-        return subject, labels, tracer, returned
-    raise AssertionError("one of the two runs returns or raises")
+    runs = {False: run}
+    if any(name not in tracer.used for name, _ in model.named_parameters()):
+        try:
+            trained, runs[True] = _dense_run(subject, labels, training=True)
+        except Exception:  # what only training uses may need what only training has (targets); it is then left as it is
+            return subject, labels, tracer, runs
+        for name, record in trained.layers.items():
+            if name not in tracer.layers:
+                labels.freeze(record.outs, "runs in training only")
+    return subject, labels, tracer, runs
+
+
+def _dense_run(subject: Subject, labels: Labels, *, training: bool) -> tuple[Tracer, Run]:
+    module = forwards.copied(subject.module).train(training)
+    tracer = forwards.follower(module, labels, {})
+    shapes, output = forwards.follow(tracer, module, subject.inputs_for(training=training))
+    return tracer, Run(shapes, output, tracer.numbers)
 
 
 def _freeze_matching(draft: Draft, pattern: str) -> None:

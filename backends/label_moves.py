@@ -1,31 +1,22 @@
 """How labels pass through operations that only move data: the operation is applied to the labels themselves.
 
 Right by construction as long as the forward, run again on fewer channels, moves what is left in the same way. Where it
-acts by position (a split into parts, a view that breaks the channel dimension up), the parts are tied so that each keeps
-as many channels as the others; where that cannot be, the channels are frozen.
+acts by position (a split into parts, a view that breaks the channel dimension up), the parts are tied so that each
+keeps as many channels as the others; where that cannot be, the channels are frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from backends.label_rules import combine
-from backends.labels import ANY, NONE, Call, Channels, Mark, Rule, Tracer, Weight
+from backends.label_values import combine
+from backends.labels import ANY, NONE, Channels, Mark, Weight
+from backends.tracer import Call, Rule, Tracer, register
 
 MOVES: dict[str, Rule] = {}
-
-
-def move(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule under operation names."""
-
-    def register(function: Rule) -> Rule:
-        MOVES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
 
 
 def _compact(labels: Tensor) -> Tensor:
@@ -42,19 +33,19 @@ def _tie_parts(t: Tracer, labels: Tensor, dim: int, cause: str) -> None:
     """Ties the slices of `labels` along `dim` to each other."""
     first = labels.narrow(dim, 0, 1).expand_as(labels)
     t.labels.unify(labels, first, cause)
-    t.labels.freeze([first[labels < 2], labels[first < 2]], f"{cause} mixes channels and other data")
+    t.labels.freeze([first[labels <= ANY], labels[first <= ANY]], f"{cause} mixes channels and other data")
 
 
 # The same data under other dimensions.
 
 
-@move("detach", "alias", "lift_fresh", "lift", "contiguous")
+@register(MOVES, "detach", "alias", "lift_fresh", "lift", "contiguous")
 def same(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """The result carries what the argument carries."""
     return t.mark(call.first)
 
 
-@move("t", "transpose", "permute", "movedim", "swapaxes", "unsqueeze", "squeeze")
+@register(MOVES, "t", "transpose", "permute", "movedim", "swapaxes", "unsqueeze", "squeeze")
 def rearrange(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Dimensions change places, or ones of size 1 come and go."""
     x, mark = call.first, t.mark(call.first)
@@ -87,7 +78,7 @@ def rearrange(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     return Channels(labels, mark.why)
 
 
-@move("expand", "broadcast_to")
+@register(MOVES, "expand", "broadcast_to")
 def expand(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Repeats along dimensions of size 1; a single channel repeated is `ANY`, as it then stands for any number."""
     x, mark = call.first, t.mark(call.first)
@@ -107,12 +98,14 @@ def expand(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     return Channels(labels, mark.why)
 
 
-@move("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+@register(MOVES, "view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
 def view(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Any change of shape; where it breaks the channel dimension up, the outer parts are tied."""
     x, mark = call.first, t.mark(call.first)
     if mark is None:
         return None
+    if out.dtype != x.dtype:
+        return t.opaque(call, f"another type's view in {t.where}")
     if isinstance(mark, Weight):
         return _view_weight(t, mark, call, out)
     before = t.varying(mark.labels)
@@ -125,10 +118,8 @@ def view(t: Tracer, call: Call, out: Tensor) -> Mark | None:
 
 
 def _view_weight(t: Tracer, mark: Weight, call: Call, out: Tensor) -> Mark:
-    """A parameter viewed with dimensions of size 1 more or less keeps its axes; anything else is a computed tensor."""
+    """A parameter with more or fewer dimensions of size 1 keeps its axes; anything else is a computed tensor."""
     shape = call.first.shape
-    if out.dtype != call.first.dtype:
-        return t.opaque(call, "a parameter's bits")
     if tuple(shape) == tuple(out.shape):
         return mark
     # Dimensions that can be told apart: those of more than one entry in the dense network.
@@ -148,7 +139,7 @@ def _view_weight(t: Tracer, mark: Weight, call: Call, out: Tensor) -> Mark:
     return Weight(mark.name, tuple(axes))
 
 
-@move("as_strided")
+@register(MOVES, "as_strided")
 def as_strided(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Only another memory format of the same tensor can be followed."""
     x = call.first
@@ -161,7 +152,9 @@ def as_strided(t: Tracer, call: Call, out: Tensor) -> Mark | None:
 # Parts and pieces.
 
 
-@move("split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes")
+@register(
+    MOVES, "split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"
+)
 def split(t: Tracer, call: Call, out: Sequence[Tensor]) -> Sequence[Mark | None] | Mark:
     """Equal parts are tied position by position, so that all keep as many channels; unequal parts are frozen."""
     mark = t.mark(call.first)
@@ -212,7 +205,7 @@ def _weight_parts(mark: Weight, dim: int, parts: Sequence[Tensor]) -> list[Mark 
     return marks
 
 
-@move("slice", "narrow", "slice_copy")
+@register(MOVES, "slice", "narrow", "slice_copy")
 def slice_(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """A half, a quarter, every second channel: tied as `split` does; any other part freezes the channels."""
     x, mark, dim = call.first, t.mark(call.first), call.dim()
@@ -242,10 +235,10 @@ def slice_(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     return Channels(_compact(labels[tuple(index)]), mark.why)
 
 
-@move("select", "index_select", "gather", "select_copy")
+@register(MOVES, "select", "index_select", "gather", "select_copy")
 def select(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """One position, or given ones, of a dimension without channels; of channels it freezes them."""
-    x, mark, dim = call.first, t.mark(call.first), call.dim()
+    mark, dim = t.mark(call.first), call.dim()
     if mark is None:
         return None
     if isinstance(mark, Weight):
@@ -259,10 +252,10 @@ def select(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     return Channels(labels.squeeze(dim) if call.name.startswith("select") else labels, mark.why)
 
 
-@move("index", "_unsafe_index")
+@register(MOVES, "index", "_unsafe_index")
 def index(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Positions given by integer tensors."""
-    x, mark = call.first, t.mark(call.first)
+    mark = t.mark(call.first)
     indices = call["indices"]
     if mark is None:
         return None
@@ -281,7 +274,7 @@ def index(t: Tracer, call: Call, out: Tensor) -> Mark | None:
 # Several tensors into one.
 
 
-@move("cat", "stack")
+@register(MOVES, "cat", "stack")
 def cat(t: Tracer, call: Call, out: Tensor) -> Mark:
     """Channels side by side; along another dimension, channels that line up are tied."""
     tensors = [tensor for tensor in call["tensors"] if tensor.dim() == out.dim() or call.name == "stack"]
@@ -300,17 +293,17 @@ def cat(t: Tracer, call: Call, out: Tensor) -> Mark:
         # Channels lie along other dimensions, which must agree.
         if any(dim in t.varying(line) for line in labels):
             t.labels.freeze(labels, f"concatenation of rearranged channels in {t.where}")
-        shape = tuple(out.shape[:dim]) + (1,) + tuple(out.shape[dim + 1 :])
+        shape = (*out.shape[:dim], 1, *out.shape[dim + 1 :])
         met = [(Channels(line, part.why), shape) for line, part in zip(across, parts, strict=True) if line is not None]
         return combine(t, met, shape, "cat")
-    rest = torch.broadcast_shapes(*[(*line.shape[:dim], 1, *line.shape[dim + 1 :]) for line in labels])
-    joined = torch.cat(
-        [line.expand(*rest[:dim], size, *rest[dim + 1 :]) for line, size in zip(labels, sizes, strict=True)], dim
-    )
+    thin = [(*line.shape[:dim], 1, *line.shape[dim + 1 :]) for line in labels]
+    rest = torch.broadcast_shapes(*thin)  # type: ignore[no-untyped-call]
+    pairs = zip(labels, sizes, strict=True)
+    joined = torch.cat([line.expand(*rest[:dim], size, *rest[dim + 1 :]) for line, size in pairs], dim)
     return Channels(torch.where(joined == ANY, NONE, joined), why)
 
 
-@move("constant_pad_nd")
+@register(MOVES, "constant_pad_nd")
 def pad(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Around positions nothing changes; channels of padding are constants, always as many."""
     mark = t.mark(call.first)
@@ -332,7 +325,7 @@ def pad(t: Tracer, call: Call, out: Tensor) -> Mark | None:
 # Repetition and reordering.
 
 
-@move("flip", "repeat", "pixel_unshuffle", "diagonal", "tril", "triu")
+@register(MOVES, "flip", "repeat", "pixel_unshuffle", "diagonal", "tril", "triu")
 def apply(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Positions map one to one whatever is left, so the operation on the labels says it all."""
     x, mark = call.first, t.mark(call.first)
@@ -356,7 +349,7 @@ def _again(call: Call, labels: Tensor) -> Tensor:
     return result
 
 
-@move("roll")
+@register(MOVES, "roll")
 def roll(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Along positions nothing changes; rolled channels are frozen."""
     mark = t.mark(call.first)
@@ -368,7 +361,7 @@ def roll(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     return mark
 
 
-@move("pixel_shuffle")
+@register(MOVES, "pixel_shuffle")
 def pixel_shuffle(t: Tracer, call: Call, out: Tensor) -> Mark:
     """The square of channels that becomes one channel's pixels stays or goes together."""
     labels, why = t.axis(call.first, -3 % call.first.dim(), "pixel shuffle")
@@ -377,7 +370,7 @@ def pixel_shuffle(t: Tracer, call: Call, out: Tensor) -> Mark:
     return Channels(squares[:, 0].reshape(-1, 1, 1), why)
 
 
-@move("native_channel_shuffle", "channel_shuffle")
+@register(MOVES, "native_channel_shuffle", "channel_shuffle")
 def channel_shuffle(t: Tracer, call: Call, out: Tensor) -> Mark:
     """Groups of channels interleaved: the same position in each group stays or goes together."""
     labels, why = t.axis(call.first, 1, "channel shuffle")
@@ -386,18 +379,19 @@ def channel_shuffle(t: Tracer, call: Call, out: Tensor) -> Mark:
     return Channels(rows.T.reshape(1, -1, *(1,) * (out.dim() - 2)), why)
 
 
-@move("glu")
+@register(MOVES, "glu")
 def glu(t: Tracer, call: Call, out: Tensor) -> Mark:
     """The gate's channels are tied to those they gate."""
     carried, dim = t.channels(call.first), call.dim()
     if carried.labels.shape[dim] == 1:
         return carried
-    halves = carried.labels.unflatten(dim, (2, -1))
+    shape = carried.labels.shape
+    halves = carried.labels.reshape(*shape[:dim], 2, shape[dim] // 2, *shape[dim + 1 :])
     _tie_parts(t, halves, dim, "glu")
     return Channels(halves.select(dim, 0), carried.why)
 
 
-@move("unfold")
+@register(MOVES, "unfold")
 def unfold(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     """Sliding windows over positions; over channels they are frozen."""
     mark, dim = t.mark(call.first), call.dim("dimension")
@@ -408,7 +402,7 @@ def unfold(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     return Channels(mark.labels.narrow(dim, 0, 1).unsqueeze(-1), mark.why)
 
 
-@move("im2col")
+@register(MOVES, "im2col")
 def im2col(t: Tracer, call: Call, out: Tensor) -> Mark:
     """[B, C, H, W] -> [B, C * kernel, positions]: each channel once per kernel entry."""
     labels, why = t.axis(call.first, -3 % call.first.dim(), "im2col")

@@ -24,10 +24,11 @@ class Ledger:
         self.space = space
         num_groups = len(space.groups)
         group_of = np.repeat(np.arange(num_groups), space.sizes)
-        #: For each parameter that changes, per dimension that does: entries in all, entries per unit of each group.
+        weights = {*space.parameter_sizes, *(layer.parameter for layer in space.layers)}
+        #: For each weight that changes, per dimension that does: entries in all, entries per unit of each group.
         self._dims: dict[str, list[tuple[int, IntArray]]] = {}
         for site in space.sites:
-            if site.parameter in space.parameter_sizes:
+            if site.parameter in weights:
                 occurrences = np.bincount(group_of[site.units[site.units >= 0]], minlength=num_groups)
                 self._dims.setdefault(site.parameter, []).append((len(site.units), occurrences // space.sizes))
 

@@ -100,15 +100,14 @@ def _kept_entries(model: nn.Module, space: SearchSpace, policy: Policy) -> dict[
     keep = space.keep_mask(policy)
     tensors = dict(named_tensors(model))
     sizes: Mapping[str, int] = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    if dict(space.parameter_sizes) != sizes:
-        names = [
-            name for name in {**space.parameter_sizes, **sizes} if space.parameter_sizes.get(name) != sizes.get(name)
-        ]
-        raise ValueError(
-            "the model must be the one its space was traced from, but parameter "
-            f"{names[0]!r} has {sizes.get(names[0], 'no')} elements here and {space.parameter_sizes.get(names[0], 'no')} "
-            "there; trace this model, or extract from the dense one"
-        )
+    traced = space.parameter_sizes
+    for name in {**traced, **sizes}:
+        if traced.get(name) != sizes.get(name):
+            raise ValueError(
+                f"the model must be the one its space was traced from, but parameter {name!r} has "
+                f"{sizes.get(name, 'no')} elements here and {traced.get(name, 'no')} there; "
+                "trace this model, or extract from the dense one"
+            )
     entries: dict[str, dict[int, BoolArray]] = {}
     for site in space.sites:
         tensor = tensors.get(site.parameter)

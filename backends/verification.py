@@ -8,17 +8,30 @@ it is exact by construction, whatever the weights. Groups found guilty are froze
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from backends import forwards
 from backends.draft import Draft, DraftGroup
-from backends.forwards import Subject
+from backends.forwards import Shapes, Subject
 from backends.labels import Conflict
 from backends.surgery import extract
-from compsearch.space import Policy, SearchSpace
+from backends.tracer import Numbers
+from compsearch.space import IntArray, Policy, SearchSpace
+
+
+@dataclass(frozen=True)
+class Run:
+    """What must come out again: the dense network's output, as shapes and labels, and the numbers operations got."""
+
+    shapes: Shapes
+    output: Sequence[Tensor]
+    numbers: Sequence[Numbers]
 
 
 @dataclass(frozen=True)
@@ -29,56 +42,68 @@ class Failure:
     suspects: list[DraftGroup]
 
 
-def settle(draft: Draft, subject: Subject, shapes: list[tuple[int, ...]]) -> None:
-    """Freezes the groups of `draft` whose channels the forward depends on; `shapes` are what the dense network returns."""
-    for smallest in (True, False):
-        while draft.groups:
-            failure = _try(draft, subject, draft.groups, shapes, smallest=smallest)
-            if failure is None:
-                break
-            guilty = [group for group in failure.suspects if _try(draft, subject, [group], shapes, smallest=smallest)]
-            if not guilty:
-                guilty = [_bisect(draft, subject, shapes, smallest=smallest)]
-            draft.freeze(guilty, failure.reason)
+class Verifier:
+    """Tries groups of a draft out; `runs` are the dense network's, by whether it was in training mode."""
 
+    def __init__(self, draft: Draft, subject: Subject, runs: Mapping[bool, Run]) -> None:
+        self._draft = draft
+        self._subject = subject
+        self._runs = runs
 
-def _bisect(draft: Draft, subject: Subject, shapes: list[tuple[int, ...]], *, smallest: bool) -> DraftGroup:
-    """The last group of the shortest leading run of groups that fails together."""
-    low, high = 0, len(draft.groups)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if _try(draft, subject, draft.groups[:middle], shapes, smallest=smallest):
-            high = middle
-        else:
-            low = middle
-    return draft.groups[high - 1]
+    def settle(self) -> None:
+        """Freezes the groups of the draft whose channels the forward depends on."""
+        for smallest in (True, False):
+            while self._draft.groups:
+                failure = self._try(self._draft.groups, smallest=smallest)
+                if failure is None:
+                    break
+                guilty = [group for group in failure.suspects if self._try([group], smallest=smallest)]
+                self._draft.freeze(guilty or [self._bisect(smallest=smallest)], failure.reason)
 
+    def _bisect(self, *, smallest: bool) -> DraftGroup:
+        """The last group of the shortest leading run of groups that fails together."""
+        low, high = 0, len(self._draft.groups)
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._try(self._draft.groups[:middle], smallest=smallest):
+                high = middle
+            else:
+                low = middle
+        return self._draft.groups[high - 1]
 
-def _try(
-    draft: Draft, subject: Subject, groups: Sequence[DraftGroup], shapes: list[tuple[int, ...]], *, smallest: bool
-) -> Failure | None:
-    """Removes channels of `groups` and follows what is left; with `smallest`, also runs at the fewest channels."""
-    space = draft.space(groups)
-    policy = _scattered(space, smallest=smallest)
-    draft.labels.seal(draft.live(groups))
-    follower = None
-    with forwards.quietly():
+    def _try(self, groups: Sequence[DraftGroup], *, smallest: bool) -> Failure | None:
+        """Removes channels of `groups` and follows what is left; with `smallest`, also runs at the fewest channels."""
+        space = self._draft.space(groups)
+        self._draft.labels.seal(self._draft.live(groups))
+        with warnings.catch_warnings():
+            # A try-out may warn about sizes that nobody chose.
+            warnings.simplefilter("ignore")
+            for training, run in self._runs.items():
+                failure = self._follow(space, run, smallest=smallest, training=training)
+                if failure is not None:
+                    return failure
+        return None
+
+    def _follow(self, space: SearchSpace, run: Run, *, smallest: bool, training: bool) -> Failure | None:
+        labels = self._draft.labels
+        policy = _scattered(space, smallest=smallest)
+        module = extract(self._subject.module, space, policy).train(training)
+        tracer = forwards.follower(module, labels, _kept_entries(space, policy), run.numbers)
+        inputs = self._subject.inputs_for(training=training)
         try:
-            module = extract(subject.module, space, policy)
-            follower = forwards.follower(module, draft.labels, kept_entries(space, policy))
-            returned = forwards.follow(follower, module, subject)
-            if returned == shapes and smallest and (space.min_counts < 2).any():
-                lowest = extract(subject.module, space, space.select(space.min_counts, np.zeros(space.num_units)))
-                returned = forwards.output_shapes(subject, lowest)
+            shapes, output = forwards.follow(tracer, module, inputs)
+            if not all(map(torch.equal, output, run.output)):
+                return Failure("the output's order depends on it", [])
+            if shapes == run.shapes and smallest and (space.min_counts < 2).any():
+                lowest = extract(self._subject.module, space, space.select(space.min_counts, np.zeros(space.num_units)))
+                shapes = forwards.output_shapes(lowest.train(training), inputs)
         except Conflict as conflict:
-            return Failure(f"its number or position matters: {conflict}", draft.owners(conflict.roots))
+            return Failure(f"its number or position matters: {conflict}", self._draft.owners(conflict.roots))
         except Exception as error:  # a forward may raise anything when it meets sizes it was not written for
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
-            met = follower.recent() if follower else np.zeros(0, dtype=np.int64)
-            return Failure(f"the forward fails on fewer channels: {message[:120]}", draft.owners(met))
-    if returned != shapes:
-        return Failure("the output's shape depends on it", [])
-    return None
+            reason = f"the forward fails on fewer channels, in {tracer.where}: {message[:120]}"
+            return Failure(reason, self._draft.owners(tracer.recent()))
+        return Failure("the output's shape depends on it", []) if shapes != run.shapes else None
 
 
 def _scattered(space: SearchSpace, *, smallest: bool) -> Policy:
@@ -91,9 +116,7 @@ def _scattered(space: SearchSpace, *, smallest: bool) -> Policy:
     return space.select(counts, rng.random(space.num_units))
 
 
-def kept_entries(
-    space: SearchSpace, policy: Policy
-) -> dict[tuple[str, int], np.ndarray[tuple[int], np.dtype[np.int64]]]:
+def _kept_entries(space: SearchSpace, policy: Policy) -> dict[tuple[str, int], IntArray]:
     """Which entries stay, by tensor name and dimension."""
     keep = np.append(space.keep_mask(policy), True)
     return {(site.parameter, site.dim): np.flatnonzero(keep[site.units]) for site in space.sites}

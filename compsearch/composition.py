@@ -111,6 +111,20 @@ def make(node: Any, available: Mapping[str, Any], *, place: str = "") -> Any:
     return factory(**collaborate(factory, available))
 
 
+def check(node: Any, *, place: str = "") -> None:
+    """Raises ValueError as `make` would for any target or argument in `node`, without building anything."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            check(item, place=f"{place}[{index}]")
+    if isinstance(node, dict):
+        values = {key: value for key, value in node.items() if key != "_target_"}
+        for key, value in values.items():
+            check(value, place=f"{place}.{key}".lstrip("."))
+        if "_target_" in node:
+            scalars = {key: value for key, value in values.items() if not isinstance(value, dict | list)}
+            _check_arguments(_target(node["_target_"], place), scalars, place)
+
+
 def takes(node: Mapping[str, Any], argument: str, *, place: str) -> bool:
     """Whether the target of `node` has an argument of that name. Raises ValueError as `make` does."""
     return argument in inspect.signature(_target(node["_target_"], place)).parameters

@@ -15,7 +15,7 @@ import torch
 
 from compsearch import runner
 from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
-from compsearch.composition import make, takes
+from compsearch.composition import check, make, takes
 from compsearch.protocols import CostModel, Evaluator, Searcher, Workbench
 from compsearch.recorder import Recorder
 from compsearch.report.pareto import Point, save_pareto, uniform_verdict
@@ -30,7 +30,14 @@ from compsearch.trial import Trial
 _logger = logging.getLogger(__name__)
 
 #: Settings that no result depends on: a run may be resumed with others.
-IRRELEVANT = ("device", "cache_dir", "run_name", "dataset.build.num_workers", "evaluator.num_workers", "workbench.batch_size")
+IRRELEVANT = (
+    "device",
+    "cache_dir",
+    "run_name",
+    "dataset.build.num_workers",
+    "evaluator.num_workers",
+    "workbench.batch_size",
+)
 POLICY_FILE = "policy.json"
 MODEL_FILE = "model.pt"
 RECOVERED_FILE = "recovered.pt"
@@ -68,15 +75,20 @@ def run(config: Mapping[str, Any], path: Path) -> Summary:
 
 def inspect(config: Mapping[str, Any]) -> str:
     """The table of groups of the configured network, with what is frozen and why. Trains and loads nothing."""
-    splits, model, device = _network({**config, "model": {**config["model"], "weights": "random"}})
-    space: SearchSpace = make(config["space"], _example(splits, model, device), place="space")
+    check(config)
+    network = _network({**config, "model": {**config["model"], "weights": "random"}})
+    space: SearchSpace = make(config["space"], network, place="space")
     return space.describe()
 
 
 def assemble(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> Parts:
-    """Builds everything `config` names, each from the ones before; `splits` and `model` may be given ready-made."""
-    splits, model, device = _network(config, splits=splits, model=model)
-    available = {**_example(splits, model, device), "splits": splits, "seed": config["seed"]}
+    """Builds everything `config` names, each from the ones before; `splits` and `model` may be given ready-made.
+
+    What depends on shapes alone comes first, so that a budget out of reach is refused before a network is trained.
+    """
+    check(config)
+    available = _network(config, splits=splits, model=model)
+    splits = available["splits"]
     space: SearchSpace = make(config["space"], available, place="space")
     if not space.groups:
         raise ValueError(f"a network must have channels to prune, but {config['model']['name']} has none: see inspect")
@@ -84,6 +96,8 @@ def assemble(config: Mapping[str, Any], *, splits: Any = None, model: Any = None
     cost_models: dict[str, CostModel] = make(config["cost_models"], available, place="cost_models")
     cost_model, budget = _budget(config["budget"], cost_models, space)
     available |= {"cost_models": list(cost_models.values()), "cost_model": cost_model, "budget": budget}
+    if model is None:
+        _give_weights(config, available)
     available["calibration"] = make(config["calibration"], {**available, "split": splits.train}, place="calibration")
     available["importance"] = make(config["importance"], available, place="importance")
     available["split"] = splits.search
@@ -106,34 +120,34 @@ def assemble(config: Mapping[str, Any], *, splits: Any = None, model: Any = None
     )
 
 
-def _network(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> tuple[Any, Any, Any]:
-    """The dataset, the dense network with its weights, and the device both are meant for."""
+def _network(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> dict[str, Any]:
+    """The first collaborators: seed, device, splits and the dense network, as yet without its weights."""
     device = make(config["device_resolver"], {"device": config["device"]}, place="device")
     available = {"seed": config["seed"], "device": device}
     if splits is None:
         splits = make(config["dataset"]["build"], available, place="dataset.build")
+    available |= {"splits": splits, "num_classes": splits.num_classes, "image_size": splits.image_size}
     if model is None:
-        available |= {"splits": splits, "num_classes": splits.num_classes, "image_size": splits.image_size}
-        available["recipe"] = make(config["pretrain"], available, place="pretrain")
         node, choice = config["model"]["build"], config["model"]["weights"]
 
         def build(weights: str | None) -> Any:
             if weights is not None and not takes(node, "weights", place="model.build"):
                 raise ValueError(
-                    f"`model.weights` must be trained, random or the path of a state_dict for {config['model']['name']}, "
-                    f"but got {choice!r}, which is no file"
+                    f"`model.weights` must be trained, random or the path of a state_dict for "
+                    f"{config['model']['name']}, but got {choice!r}, which is no file"
                 )
             return make(node, {**available, "weights": weights}, place="model.build")
 
-        available |= {"build": build, "description": {"build": node}, "name": config["model"]["name"]}
-        available |= {"weights": choice, "cache_dir": config["cache_dir"]}
-        model = make(config["dense_network"], available, place="model")
-    return splits, model, device
-
-
-def _example(splits: Any, model: Any, device: Any) -> dict[str, Any]:
+        model = make(config["network"], {**available, "build": build, "weights": choice}, place="network")
     images, _ = next(iter(splits.train.batches(2)))
-    return {"model": model, "example_input": images.to(device), "device": device}
+    return {**available, "model": model.to(device), "example_input": images.to(device)}
+
+
+def _give_weights(config: Mapping[str, Any], available: Mapping[str, Any]) -> None:
+    recipe = make(config["pretrain"], available, place="pretrain")
+    description = {"description": {"build": config["model"]["build"]}, "name": config["model"]["name"]}
+    choice = {"weights": config["model"]["weights"], "cache_dir": config["cache_dir"], "recipe": recipe}
+    make(config["weights"], {**available, **description, **choice}, place="weights")
 
 
 def _budget(

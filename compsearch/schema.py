@@ -37,7 +37,9 @@ class DatasetConfig:
 
     name: str = MISSING
     build: Any = MISSING
+    batch_size: int = MISSING
     pretrain_epochs: int = MISSING
+    pretrain_lr: float = MISSING
     finetune_epochs: int = MISSING
 
 
@@ -66,7 +68,8 @@ class Config:
     finetune: Any = MISSING
     cost_models: Any = MISSING
     baseline: Any = MISSING
-    dense_network: Any = MISSING
+    network: Any = MISSING
+    weights: Any = MISSING
     device_resolver: Any = MISSING
     calibration: Any = MISSING
     workbench: Any = MISSING

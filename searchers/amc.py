@@ -86,7 +86,7 @@ def decided_layer(space: SearchSpace, group: Group) -> Layer:
     """
     consumers = [space.layer_by_name[name] for name in group.consumers if name in space.layer_by_name]
     producers = [space.layer_by_name[name] for name in group.producers]
-    full = [layer for layer in consumers if layer.num_weights > layer.out_channels * layer.kernel_size**2]
+    full = [layer for layer in consumers if layer.kind != "depthwise"]
     return (full or consumers or producers[-1:])[0]
 
 
@@ -96,10 +96,10 @@ def decided_layer(space: SearchSpace, group: Group) -> Layer:
 class AMC:
     """One step is one episode: a walk over the groups in forward order, a score, one update per transition.
 
-    `state` and `reward` name entries of `STATES` and `REWARDS`; `accuracy` is top1 or top5. `replay_action` says which
-    action the agent learns from: what the network got (`limited`) or what the actor asked for (`raw`). The first
-    `warmup_episodes` act at random; then noise has standard deviation ``noise_sigma * noise_decay ** (episodes
-    since)``. Updates are made from episode `learning_starts` on.
+    `state` and `reward` name entries of `STATES` and `REWARDS`; `one_hot` adds t to the state as an indicator;
+    `accuracy` is top1 or top5. `replay_action` says which action the agent learns from: what the network got
+    (`limited`) or what the actor asked for (`raw`). The first `warmup_episodes` act at random; then noise has standard
+    deviation ``noise_sigma * noise_decay ** (episodes since)``. Updates are made from episode `learning_starts` on.
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class AMC:
         noise_sigma: float,
         noise_decay: float,
         state: str,
+        one_hot: bool,
         reward: str,
         accuracy: str,
         replay_action: str,
@@ -167,6 +168,10 @@ class AMC:
         if reward == "error_log_cost" and lowest <= 1:
             raise ValueError(f"reward 'error_log_cost' needs costs above 1, but got {lowest:.6g} {cost_model.resource}")
         self.static_states = static_states(space, STATES[state])
+        if one_hot:
+            # Differs from the paper: the blocks of a stage are alike in every feature but t, and a network that is
+            # smooth in t can't treat neighbours differently within a few hundred episodes.
+            self.static_states = np.hstack([self.static_states, np.eye(len(space.groups))])
         self.rest = rest_macs(space)
         num_features = self.static_states.shape[1] + 3
         self.agent = DDPG(agent, num_features=num_features, episode_length=len(space.groups), seed=seed)

@@ -176,6 +176,8 @@ class DDPG:
         self.critic = Critic(num_features, options.hidden_size, options.critic_action, generator=generator)
         self.actor_target = copy.deepcopy(self.actor)
         self.critic_target = copy.deepcopy(self.critic)
+        self._leaders: list[Tensor] = [*self.actor.parameters(), *self.critic.parameters()]
+        self._followers: list[Tensor] = [*self.actor_target.parameters(), *self.critic_target.parameters()]
         # One fused step for all parameters: the networks are small, and Python's share of an update would be the most.
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=options.actor_lr, fused=True)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=options.critic_lr, fused=True)
@@ -223,8 +225,7 @@ class DDPG:
         actor_loss = -self.critic(states, self.actor(states)).mean()
         _step(self.actor_optimizer, actor_loss)
         with torch.no_grad():
-            for target, source in ((self.actor_target, self.actor), (self.critic_target, self.critic)):
-                torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), self.options.tau)
+            torch._foreach_lerp_(self._followers, self._leaders, self.options.tau)
         return float(critic_loss.detach()), float(actor_loss.detach())
 
     def _move_average(self, reward: float) -> None:

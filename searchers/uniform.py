@@ -12,13 +12,15 @@ from compsearch.protocols import CostModel, Evaluator
 from compsearch.space import FloatArray, IntArray, SearchSpace
 from compsearch.trial import Trial, scored_trial
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 class Uniform:
     """One step, one trial: the largest uniform policy that meets the budget after rounding.
 
-    The keep_ratio is bisected; each group takes its allowed count nearest to it, the lower one when two are equally
-    near. Groups of one size therefore change together, and what that leaves of the budget stays unused. Without a
-    budget the policy is the dense network.
+    The keep_ratio is bisected. A group keeps the allowed count just below or just above it, and groups go from one to
+    the other at staggered points: if all groups of one size changed at once, the cost would move in jumps and much of
+    the budget stay unused, which makes a weak baseline. Without a budget the policy is the dense network.
     """
 
     num_steps = 1
@@ -51,5 +53,16 @@ class Uniform:
 
 
 def uniform_counts(space: SearchSpace, keep_ratio: float) -> IntArray:
-    """The allowed count of each group nearest to one `keep_ratio`, [num_groups]."""
-    return np.array([space.nearest_count(index, keep_ratio) for index in range(len(space.groups))], dtype=np.int64)
+    """The allowed count of each group just below or just above one `keep_ratio`, [num_groups].
+
+    Group g takes the one above once `keep_ratio` is past a fraction of the way up; the fractions are the multiples of
+    the golden ratio modulo 1, which spread evenly over any stretch of groups.
+    """
+    counts = []
+    for index, group in enumerate(space.groups):
+        threshold = (index + 1) * _GOLDEN % 1.0
+        wanted = keep_ratio * group.size
+        lower = max((count for count in group.counts if count <= wanted), default=group.counts[0])
+        upper = min((count for count in group.counts if count >= wanted), default=group.size)
+        counts.append(upper if upper > lower and wanted - lower > threshold * (upper - lower) else lower)
+    return np.array(counts, dtype=np.int64)

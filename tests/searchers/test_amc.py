@@ -16,8 +16,8 @@ from searchers.amc import AMC, decided_layer, paper_features, released_features,
 from searchers.ddpg import DDPGOptions
 
 AGENT = DDPGOptions(
-    hidden_size=32,
-    actor_lr=1e-3,
+    hidden_size=64,
+    actor_lr=3e-4,
     critic_lr=1e-3,
     critic_action="second_layer",
     tau=0.01,
@@ -36,6 +36,7 @@ SMALL = functools.partial(
     noise_sigma=0.5,
     noise_decay=0.95,
     state="paper",
+    one_hot=True,
     reward="accuracy",
     accuracy="top1",
     replay_action="limited",
@@ -49,12 +50,14 @@ RELEASED_AGENT = replace(
 class TestAMC(SearcherContract):
     make = staticmethod(SMALL)
     make_compared = staticmethod(
-        functools.partial(SMALL, num_steps=120, warmup_episodes=30, learning_starts=5, noise_decay=0.97)
+        functools.partial(SMALL, num_steps=150, warmup_episodes=30, learning_starts=30, noise_decay=0.97)
     )
 
 
 class TestReleasedAMC(SearcherContract):
-    make = staticmethod(functools.partial(SMALL, state="released", replay_action="raw", agent=RELEASED_AGENT))
+    make = staticmethod(
+        functools.partial(SMALL, state="released", one_hot=False, replay_action="raw", agent=RELEASED_AGENT)
+    )
     not_compared = "the comparison is TestAMC's; this one is about the options of the released code"
 
 
@@ -98,8 +101,14 @@ def test_released_state_has_type_and_weight_size_and_no_feature_map() -> None:
     space = toy_space()
     assert released_features(0, space.layer_by_name["conv1"]) == (0, False, 16, 16, 1, 3, 16 * 16 * 9)
     assert released_features(7, space.layer_by_name["linear"]) == (7, True, 64, 10, 0, 1, 640)
-    assert make(state="released").walk()[0].shape == (8, 10)
-    assert make(state="paper").walk()[0].shape == (8, 11)
+    assert make(state="released", one_hot=False).walk()[0].shape == (8, 10)
+    assert make(state="paper", one_hot=False).walk()[0].shape == (8, 11)
+
+
+def test_one_hot_tells_every_group_apart() -> None:
+    states = make(one_hot=True).walk()[0]
+    assert states.shape == (8, 11 + 8)
+    assert torch.equal(states[:, 8:16], torch.eye(8))
 
 
 def test_rest_is_the_share_of_macs_after_the_layer_in_graph_order() -> None:

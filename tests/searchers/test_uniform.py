@@ -21,11 +21,9 @@ def make(**changes: object) -> Uniform:
 
 
 def every_uniform_policy(space: SearchSpace) -> list[np.ndarray]:
-    """By brute force: the counts at every ratio where some group changes, just past it."""
-    ratios = {0.0, 1.0}
-    for group in space.groups:
-        ratios |= {(a + b) / 2 / group.size + 1e-6 for a, b in itertools.pairwise(group.counts)}
-    return [uniform_counts(space, ratio) for ratio in sorted(ratios)]
+    """By brute force: the distinct counts on a fine grid of ratios, ascending."""
+    policies = {tuple(uniform_counts(space, ratio)): None for ratio in np.linspace(0.0, 1.0, 4001)}
+    return [np.array(policy) for policy in policies]
 
 
 @pytest.mark.parametrize("resource", ["macs", "params"])
@@ -38,6 +36,22 @@ def test_the_policy_is_the_largest_uniform_one_within_budget(resource: str, cost
     assert np.array_equal(searcher.counts, candidates[costs <= given["budget"].limit][-1])
 
 
+def test_larger_ratios_never_remove_more() -> None:
+    assert all((after >= before).all() for before, after in itertools.pairwise(every_uniform_policy(toy_space())))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.61])
+def test_every_group_is_within_one_rounding_step_of_the_ratio(ratio: float) -> None:
+    space = toy_space()
+    for group, count in zip(space.groups, uniform_counts(space, ratio), strict=True):
+        assert abs(count - ratio * group.size) < group.counts[1] - group.counts[0]
+
+
+def test_little_of_the_budget_stays_unused() -> None:
+    given = collaborators(cost_ratio=0.5)
+    assert Uniform(**collaborate(Uniform, given)).cost_ratio > 0.47
+
+
 def test_a_budget_met_exactly_is_met() -> None:
     space = toy_space()
     cost_model = ToyCost(space)
@@ -45,12 +59,6 @@ def test_a_budget_met_exactly_is_met() -> None:
     [cost] = cost_model.costs(counts[None])
     searcher = make(budget=Budget("macs", float(cost), 2 * float(cost)))
     assert np.array_equal(searcher.counts, counts)
-
-
-def test_two_equally_near_counts_round_down() -> None:
-    space = toy_space()
-    assert space.groups[0].counts[:2] == (2, 4)
-    assert uniform_counts(space, 3 / 16)[0] == 2
 
 
 def test_without_a_budget_nothing_is_removed() -> None:

@@ -1,58 +1,25 @@
-"""How labels pass through computation: layers, norms, pooling, reductions, attention, elementwise operations.
+"""How labels pass through layers: convolutions, linear layers, attention, embeddings, norms.
 
-`RULES` is by operation name as in ATen's native_functions.yaml. Each rule gets the tracer, the call and its result, and
+Rules are by operation name as in ATen's native_functions.yaml. Each gets the tracer, the call and its result, and
 returns what the result carries (one mark, or one per output).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from backends.labels import ANY, NONE, Call, Channels, LayerRecord, Mark, Rule, Tracer, Weight
+from backends.label_values import combine
+from backends.labels import ANY, NONE, Channels, Mark, Weight
+from backends.tracer import Call, LayerRecord, Rule, Tracer, register
 
-RULES: dict[str, Rule] = {}
-
-#: Tensors of one repeated value, or whose values are about to be written.
-FILLS = frozenset(
-    [
-        "zeros",
-        "ones",
-        "full",
-        "empty",
-        "empty_strided",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "new_empty_strided",
-        "scalar_tensor",
-    ]
-)
+LAYERS: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Registers a rule under operation names."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(names, function))
-        return function
-
-    return register
-
-
-# Layers.
-
-
-@rule("convolution", "_convolution", "cudnn_convolution", "convolution_overrideable", "mkldnn_convolution")
+@register(LAYERS, "convolution", "_convolution", "cudnn_convolution", "convolution_overrideable", "mkldnn_convolution")
 def convolution(t: Tracer, call: Call, out: Tensor) -> Mark:
     """Input channels are the weight's dimension 1, output channels its dimension 0 (swapped when transposed).
 
@@ -69,7 +36,8 @@ def convolution(t: Tracer, call: Call, out: Tensor) -> Mark:
         return t.opaque(call, f"convolved with a computed weight in {t.where}")
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     ins, outs = mark.axes[in_dim], mark.axes[out_dim]
-    assert ins is not None and outs is not None
+    assert ins is not None
+    assert outs is not None
     labels, why = t.axis(x, 1, "convolution")
     if groups == 1:
         kind = "conv"
@@ -134,7 +102,7 @@ def _record(t: Tracer, weight: Weight, record: LayerRecord, macs: int) -> None:
     record.macs += macs
 
 
-@rule("mm", "bmm", "addmm", "baddbmm", "addbmm")
+@register(LAYERS, "mm", "bmm", "addmm", "baddbmm", "addbmm")
 def matrix_product(t: Tracer, call: Call, out: Tensor) -> Mark:
     """A parameter on one side is a linear layer; two activations are attention, which freezes both."""
     names = list(call.arguments)
@@ -161,7 +129,8 @@ def _product(t: Tracer, call: Call, left: Tensor, right: Tensor) -> Channels:
         if axis is not None:
             t.labels.freeze(axis, "a batch of weights")
     ins, outs = (weight.axes[-2], weight.axes[-1]) if on_right else (weight.axes[-1], weight.axes[-2])
-    assert ins is not None and outs is not None
+    assert ins is not None
+    assert outs is not None
     labels, why = t.axis(x, x.dim() - 1 if on_right else x.dim() - 2, "a linear layer")
     _contract(t, labels, ins, why)
     t.labels.emit(outs)
@@ -171,7 +140,8 @@ def _product(t: Tracer, call: Call, left: Tensor, right: Tensor) -> Channels:
     return Channels(result.reshape((1,) * (x.dim() - result.dim()) + result.shape))
 
 
-@rule(
+@register(
+    LAYERS,
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention",
@@ -185,7 +155,7 @@ def attention(t: Tracer, call: Call, out: Any) -> Mark:
     return t.opaque(call, f"attention in {t.where}")
 
 
-@rule("embedding")
+@register(LAYERS, "embedding")
 def embedding(t: Tracer, call: Call, out: Tensor) -> Mark:
     """Emits the channels of its rows."""
     mark = t.mark(call["weight"])
@@ -198,7 +168,8 @@ def embedding(t: Tracer, call: Call, out: Tensor) -> Mark:
 # Norms.
 
 
-@rule(
+@register(
+    LAYERS,
     "native_batch_norm",
     "_native_batch_norm_legit",
     "_native_batch_norm_legit_no_training",
@@ -231,7 +202,7 @@ def _hold_size(t: Tracer, attribute: str, labels: Tensor, index: int = 0) -> Non
         t.sizes[f"{name}.{attribute}".lstrip("."), index] = labels
 
 
-@rule("native_layer_norm", "_fused_rms_norm")
+@register(LAYERS, "native_layer_norm", "_fused_rms_norm")
 def layer_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
     """Channels inside the normalised dimensions may go: the norm then sees the kept ones."""
     x, first = call.first, call.first.dim() - len(call["normalized_shape"])
@@ -246,7 +217,7 @@ def layer_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
             axis = mark.axes[dim - first] if isinstance(mark, Weight) else None
             if axis is not None and varying == {dim}:
                 t.labels.unify(axis, shown, "norm")
-                t.labels.freeze(axis[shown < 2], "aligned with no channel")
+                t.labels.freeze(axis[shown <= ANY], "aligned with no channel")
             elif axis is not None:
                 t.labels.freeze(axis, "positions of a norm")
             elif call.arguments.get(name) is not None and varying:
@@ -256,7 +227,7 @@ def layer_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
     return [carried]
 
 
-@rule("native_group_norm")
+@register(LAYERS, "native_group_norm")
 def group_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
     """With several groups each is a unit, so that whole groups go; one group over everything sees the kept channels."""
     labels, _ = t.axis(call["input"], 1, "group norm")
@@ -272,209 +243,3 @@ def group_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
     if not parameters and t.modules:
         _hold_size(t, "num_channels", labels)
     return [Channels(labels.reshape(1, -1, *(1,) * (call["input"].dim() - 2)), "a norm of no channels")]
-
-
-# Pooling, resizing, reductions.
-
-
-def _spatial(num_dims: int) -> Rule:
-    """An operation on the last `num_dims` dimensions that treats each channel alike."""
-
-    def spatial(t: Tracer, call: Call, out: Any) -> Mark:
-        carried = t.channels(call.first)
-        if any(dim >= call.first.dim() - num_dims for dim in t.varying(carried.labels)):
-            return t.opaque(call, f"{call.name} across channels in {t.where}")
-        return carried
-
-    return spatial
-
-
-for _dims in (1, 2, 3):
-    rule(
-        *(
-            f"{name}{_dims}d{tail}"
-            for name in [
-                "avg_pool",
-                "adaptive_avg_pool",
-                "_adaptive_avg_pool",
-                "adaptive_max_pool",
-                "max_pool",
-                "fractional_max_pool",
-                "max_unpool",
-                "upsample_nearest",
-                "_upsample_nearest_exact",
-                "upsample_linear",
-                "upsample_bilinear",
-                "upsample_trilinear",
-                "upsample_bicubic",
-                "_upsample_bilinear",
-                "_upsample_bicubic",
-                "reflection_pad",
-                "replication_pad",
-            ]
-            for tail in ("", "_with_indices", "_aa")
-        )
-    )(_spatial(_dims))
-rule("grid_sampler_2d")(_spatial(2))
-rule("grid_sampler_3d")(_spatial(3))
-
-
-@rule(
-    *[
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-        "prod",
-        "var",
-        "std",
-        "var_mean",
-        "std_mean",
-        "linalg_vector_norm",
-        "norm",
-        "logsumexp",
-        "max",
-        "min",
-        "median",
-        "any",
-        "all",
-        "argmax",
-        "argmin",
-        "nansum",
-        "nanmean",
-        "aminmax",
-    ]
-)
-def reduction(t: Tracer, call: Call, out: Any) -> Mark:
-    """Over positions channels stay apart; over channels their number matters, which freezes them."""
-    x = call.first
-    given = call.arguments.get("dim")
-    dims = [given] if isinstance(given, int) else list(given or range(x.dim()))
-    over = {dim % max(1, x.dim()) for dim in dims}
-    mark = t.mark(x)
-    if isinstance(mark, Weight) and sum(axis is not None for axis in mark.axes) > 1:
-        return t.opaque(call, f"{call.name} of a parameter in {t.where}")
-    carried = t.channels(x)
-    if t.varying(carried.labels) & over:
-        return t.opaque(call, f"{call.name} across channels in {t.where}")
-    labels = carried.labels
-    for dim in sorted(over, reverse=True):
-        labels = labels.narrow(dim, 0, 1)
-        if not call.arguments.get("keepdim"):
-            labels = labels.squeeze(dim)
-    return Channels(labels, carried.why)
-
-
-@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "logcumsumexp", "sort", "topk", "kthvalue")
-def along(t: Tracer, call: Call, out: Any) -> Mark:
-    """Like a reduction that keeps the shape."""
-    carried = t.channels(call.first)
-    if call.first.dim() and call.dim() in t.varying(carried.labels):
-        return t.opaque(call, f"{call.name.lstrip('_')} across channels in {t.where}")
-    return carried
-
-
-# Elementwise.
-
-
-@rule(
-    *[
-        "_to_copy",
-        "copy",
-        "_prelu_kernel",
-        "native_dropout",
-        "masked_fill",
-        "floor_divide",
-        "fill",
-        "zero",
-        "where",
-        "hardswish",
-        "rsub",
-        "rrelu_with_noise",
-        "log_sigmoid_forward",
-        "bernoulli",
-        "complex",
-        "polar",
-        "_conj",
-        "special_entr",
-    ]
-)
-def pointwise(t: Tracer, call: Call, out: Any) -> Mark:
-    """Channels that meet position by position stay or go together."""
-    first = out if isinstance(out, Tensor) else out[0]
-    if torch.broadcast_shapes(*[tensor.shape for tensor in call.tensors]) != first.shape:
-        return t.opaque(call, f"unknown operation {call.name} in {t.where}")
-    marks = [t.mark(tensor) for tensor in call.tensors]
-    if all(isinstance(mark, Weight) or tensor.numel() == 1 for mark, tensor in zip(marks, call.tensors, strict=True)):
-        weights = [mark for mark in marks if isinstance(mark, Weight)]
-        if weights:
-            return _combine_weights(t, call, weights, first)
-    return combine(t, [(tensor, None) for tensor in call.tensors], tuple(first.shape), call.name)
-
-
-def _combine_weights(t: Tracer, call: Call, weights: list[Weight], out: Tensor) -> Mark:
-    """Elementwise among parameters (a folded norm, a quantised weight): still a parameter, dimension by dimension."""
-    axes: list[Tensor | None] = [None] * out.dim()
-    for weight in weights:
-        for dim, axis in enumerate(weight.axes, start=out.dim() - len(weight.axes)):
-            if axis is None or len(axis) != out.shape[dim]:
-                continue
-            met = axes[dim]
-            if met is not None:
-                t.labels.unify(met, axis, call.name)
-            axes[dim] = axis if met is None else met
-    return Weight(weights[0].name, tuple(axes))
-
-
-def combine(
-    t: Tracer, operands: Sequence[tuple[Tensor | Channels, tuple[int, ...] | None]], shape: tuple[int, ...], cause: str
-) -> Channels:
-    """Labels of an elementwise result of `shape`; each operand is a tensor, or what one of the given shape carries.
-
-    An operand of one entry along a dimension of channels (a spatial gate) belongs to none of them and ties to nothing.
-    """
-    ndim = len(shape)
-    activations = [
-        (t.channels(value), size or tuple(value.shape)) if isinstance(value, Tensor) else (value, size or shape)
-        for value, size in operands
-        if not (isinstance(value, Tensor) and isinstance(t.mark(value), Weight))
-    ]
-    varying = set[int]()
-    for carried, _ in activations:
-        varying |= {dim + ndim - carried.labels.dim() for dim in t.varying(carried.labels)}
-    for value, _ in operands:
-        if isinstance(value, Tensor) and isinstance(t.mark(value), Weight):
-            near = [dim - ndim + value.dim() for dim in varying]
-            mark = t.mark(value)
-            assert isinstance(mark, Weight)
-            carried = t.channels(value, near=near)
-            misplaced = {dim + ndim - value.dim() for dim in t.varying(carried.labels)} - varying
-            if misplaced and varying:
-                t.labels.freeze(carried.labels, "positions of a parameter")
-                carried = Channels(torch.zeros((1,) * value.dim(), dtype=torch.int64), f"the entries of {mark.name}")
-            else:
-                varying |= misplaced
-            activations.append((carried, tuple(value.shape)))
-    joined: Tensor | None = None
-    why = ""
-    for carried, size in activations:
-        labels = carried.labels.reshape((1,) * (ndim - carried.labels.dim()) + carried.labels.shape)
-        size = (1,) * (ndim - len(size)) + size
-        if any(size[dim] == 1 and shape[dim] > 1 for dim in varying):
-            if t.varying(labels):
-                t.labels.freeze(labels, f"{cause} of channels with other channels")
-            continue
-        if joined is None:
-            joined, why = labels, carried.why
-            continue
-        one, other = torch.broadcast_tensors(joined, labels)
-        t.labels.unify(one, other, cause)
-        for met, what in ((other[one == NONE], why), (one[other == NONE], carried.why)):
-            t.labels.freeze(met, f"meets {what or 'a constant'} ({cause} in {t.where})")
-        # A label stays even where it met NONE: it is frozen by now, so its position is fixed. NONE outweighs ANY.
-        low, high = torch.minimum(one, other), torch.maximum(one, other)
-        joined = torch.where(high == ANY, low, high)
-        why = why or carried.why
-    if joined is None:
-        joined = torch.zeros((1,) * ndim, dtype=torch.int64)
-    return Channels(joined, why)

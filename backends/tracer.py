@@ -1,0 +1,320 @@
+"""Following channel labels through a forward.
+
+A `Tracer` is a dispatch mode: while it is active each operation runs as usual, and then its rule says what the result
+carries. Rules are small: they unify labels, freeze them, or move them along with the data.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from backends.labels import ANY, NONE, Channels, Conflict, Labels, Mark, Weight
+from compsearch.space import IntArray
+
+
+class Call:
+    """One operation: its `name` (no namespace, no in-place underscore) and arguments by name, defaults included."""
+
+    def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        schema = func._schema
+        self.namespace, _, name = schema.name.partition("::")
+        self.is_inplace = name.endswith("_") and not name.endswith("__")
+        self.name = name.removesuffix("_") if self.is_inplace else name
+        self.arguments: dict[str, Any] = {
+            declared.name: args[index] if index < len(args) else kwargs.get(declared.name, declared.default_value)
+            for index, declared in enumerate(schema.arguments)
+        }
+        self.tensors: list[Tensor] = [leaf for leaf in tree_leaves([args, kwargs]) if isinstance(leaf, Tensor)]
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments[argument]
+
+    @property
+    def first(self) -> Any:
+        """The argument that every aten operation names differently: self, input, tensors."""
+        return next(iter(self.arguments.values()))
+
+    def dim(self, argument: str = "dim") -> int:
+        """A dimension of the first argument, counted from the front."""
+        ndim: int = self.first.dim()
+        return int(self[argument]) % max(1, ndim)
+
+
+Rule = Callable[["Tracer", Call, Any], "Mark | Sequence[Mark | None] | None"]
+Numbers = tuple[str, tuple[float | complex, ...]]
+
+
+def register(table: dict[str, Rule], *names: str) -> Callable[[Rule], Rule]:
+    """Enters a rule into a table under operation names."""
+
+    def enter(rule: Rule) -> Rule:
+        table.update(dict.fromkeys(names, rule))
+        return rule
+
+    return enter
+
+
+@dataclass
+class LayerRecord:
+    """One weight as the forward used it: labels it reads and emits, `macs` summed over calls and images.
+
+    The remaining fields are as in `compsearch.space.Layer`, of the first call.
+    """
+
+    weight: str
+    kind: str
+    ins: Tensor
+    outs: Tensor
+    in_channels: int
+    out_channels: int
+    height: int = 1
+    width: int = 1
+    stride: int = 1
+    kernel_size: int = 1
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Rules by operation name, the rule of elementwise operations, and the names that make or fill a uniform tensor."""
+
+    by_name: Mapping[str, Rule]
+    pointwise: Rule
+    fills: frozenset[str]
+
+
+class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows labels through everything that runs while it is active.
+
+    `tensors` are the model's parameters and buffers with the labels of each dimension. `numbers` are those of an
+    earlier run: plain numbers that elementwise operations must get again, as they could be computed from a size.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        tensors: Iterable[tuple[str, Tensor, tuple[Tensor, ...]]],
+        rules: Rules,
+        numbers: Sequence[Numbers] | None = None,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.labels = labels
+        #: Names of the parameters and buffers that operations took.
+        self.used: set[str] = set()
+        self.numbers: list[Numbers] = []
+        self._expected = numbers
+        self.layers: dict[str, LayerRecord] = {}
+        self.constant_macs = 0
+        #: Sizes that a module without parameters holds in an attribute: (attribute path, index) -> labels.
+        self.sizes: dict[tuple[str, int], Tensor] = {}
+        #: Names and modules that are running, outermost first.
+        self.modules: list[tuple[str, nn.Module]] = []
+        #: The tensors that each of these modules was called with.
+        self.entered: list[list[Tensor]] = []
+        self._last: list[Tensor] = []
+        self._rules = rules
+        self._marks: Any = WeakTensorKeyDictionary()
+        self._written: set[int] = set()
+        for name, tensor, axes in tensors:
+            self._marks[tensor] = Weight(name, axes)
+
+    # What rules ask.
+
+    def mark(self, tensor: Tensor) -> Mark | None:
+        """What a tensor carries; None for a constant."""
+        mark: Mark | None = self._marks.get(tensor)
+        if isinstance(mark, Weight):
+            self.used.add(mark.name)
+        elif mark is not None and self._written and tensor.untyped_storage()._cdata in self._written:
+            return Channels(torch.where(mark.labels == ANY, NONE, mark.labels), mark.why or "a constant")
+        return mark
+
+    def channels(self, tensor: Tensor, *, near: Iterable[int] = ()) -> Channels:
+        """What a tensor carries as an activation.
+
+        Of a parameter or buffer one dimension counts: its only one of more than one entry, or the one among `near`.
+        Its other dimensions are frozen, as they line up with positions.
+        """
+        mark = self.mark(tensor)
+        if mark is None:
+            return Channels(torch.zeros((1,) * tensor.dim(), dtype=torch.int64), "a constant")
+        if isinstance(mark, Channels):
+            return mark
+        wanted = set(near)
+        axes = [dim for dim, axis in enumerate(mark.axes) if axis is not None and not self.labels.was_single(axis)]
+        if not axes:
+            axes = [dim for dim, axis in enumerate(mark.axes) if axis is not None and dim in wanted]
+        elif len(axes) > 1:
+            axes = [dim for dim in axes if dim in wanted]
+        if len(axes) != 1:
+            self.labels.freeze(mark.parts, f"{mark.name} has several dimensions")
+            return Channels(torch.zeros((1,) * tensor.dim(), dtype=torch.int64), f"the entries of {mark.name}")
+        for dim, axis in enumerate(mark.axes):
+            if axis is not None and dim != axes[0]:
+                self.labels.freeze(axis, "positions of a parameter")
+        chosen = mark.axes[axes[0]]
+        assert chosen is not None
+        return Channels(chosen.reshape([-1 if dim == axes[0] else 1 for dim in range(tensor.dim())]))
+
+    def varying(self, labels: Tensor) -> set[int]:
+        """The dimensions along which the classes of `labels` differ."""
+        if labels.numel() == 0:
+            return {dim for dim, size in enumerate(labels.shape) if size != 1}
+        classes = self.labels.classes(labels)
+        return {
+            dim
+            for dim, size in enumerate(classes.shape)
+            if size > 1 and bool((classes != classes.narrow(dim, 0, 1)).any())
+        }
+
+    def axis(self, tensor: Tensor, dim: int, what: str) -> tuple[Tensor, str]:
+        """The labels along one dimension, [size], and what is there where they are NONE.
+
+        When other dimensions carry channels too, all are frozen and NONE is returned: `what` cannot follow them.
+        """
+        carried = self.channels(tensor, near=[dim])
+        size = tensor.shape[dim]
+        if self.varying(carried.labels) - {dim}:
+            self.labels.freeze(carried.labels, f"{what} over channels")
+            return torch.zeros(size, dtype=torch.int64), "rearranged channels"
+        labels = carried.labels.movedim(dim, -1)
+        labels = labels.reshape(-1, labels.shape[-1])[0].expand(size)
+        return torch.where(labels == ANY, NONE, labels), carried.why or "a constant"
+
+    def opaque(self, call: Call, reason: str) -> Channels:
+        """Freezes everything that enters `call`; its result carries no channel."""
+        for tensor in call.tensors:
+            mark = self.mark(tensor)
+            if mark is not None:
+                self.labels.freeze(mark.parts, reason)
+        return Channels(torch.zeros((), dtype=torch.int64), reason)
+
+    def recent(self) -> IntArray:
+        """Class representatives met last: where to look first when a forward has raised.
+
+        They are those that entered the module that raised, and those of the last operation before.
+        """
+        entered = [self.mark(tensor) for tensor in (self.entered[-1] if self.entered else [])]
+        carried = [mark.labels for mark in entered if isinstance(mark, Channels)]
+        met = [labels.numpy().ravel() for labels in (*carried, *self._last)]
+        return np.unique(self.labels.roots(np.concatenate([np.zeros(0, dtype=np.int64), *met])))
+
+    @property
+    def where(self) -> str:
+        """The innermost running module, for messages."""
+        return self.modules[-1][0] if self.modules and self.modules[-1][0] else "the forward"
+
+    # The mode itself.
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Keeps PyTorch from importing its compiler (seconds) to wrap this mode, which is never compiled."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = Call(func, args, kwargs)
+        is_fill = call.name in self._rules.fills
+        rule = self._rules.by_name.get(call.name) if call.namespace == "aten" else None
+        if rule is None and is_pointwise(func):
+            rule = self._rules.pointwise
+        if rule is None and not is_fill and _is_composite(func):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if rule is self._rules.pointwise:
+            self._compare_numbers(call)
+        elif call.is_inplace and rule is not None:
+            call = self._before(func, call, args, kwargs)
+        result = func(*args, **kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if is_fill:
+            for output in outputs:
+                self._put(call, output, Channels(torch.full((1,) * output.dim(), ANY), "a constant"))
+            return result
+        marks = [mark for mark in map(self.mark, call.tensors) if mark is not None]
+        if not marks:
+            return result
+        self._last = [labels for mark in marks for labels in mark.parts]
+        unknown = f"unknown operation {call.name} in {self.where}"
+        given = rule(self, call, result) if rule else self.opaque(call, unknown)
+        each = given if isinstance(given, Sequence) else [given] * len(outputs)
+        for output, mark in zip(outputs, each, strict=False):
+            if isinstance(mark, Channels):
+                missing = output.dim() - mark.labels.dim()
+                mark = Channels(mark.labels.reshape((1,) * missing + mark.labels.shape), mark.why) if missing else mark
+                self._last.append(mark.labels)
+                assert mark.labels.dim() == output.dim(), (call.name, mark.labels.shape, output.shape)
+            if mark is not None:
+                self._put(call, output, mark)
+        return result
+
+    def _put(self, call: Call, output: Tensor, mark: Mark) -> None:
+        if call.is_inplace:
+            prior = self._marks.get(output)
+            if isinstance(prior, Weight) or prior is None:
+                # A parameter, or a tensor that other views may see: what was written cannot be followed there.
+                self.labels.freeze(mark.parts, "written into a constant")
+                if isinstance(prior, Weight):
+                    self.labels.freeze(prior.parts, f"{prior.name} is written by the forward")
+                    return
+            elif bool((prior.labels == ANY).any()) and _is_part(output):
+                self.labels.freeze(mark.parts, f"written into part of a tensor in {self.where}")
+                self._written.add(output.untyped_storage()._cdata)
+        self._marks[output] = mark
+
+    def _compare_numbers(self, call: Call) -> None:
+        """Raises Conflict when an elementwise operation gets another number than in the earlier run."""
+        given: list[float | complex] = []
+        for value in tree_leaves(list(call.arguments.values())):
+            if isinstance(value, int | float | complex):
+                given.append(value)
+            elif isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and not self.mark(value):
+                given.append(value.item())
+        self.numbers.append((call.name, tuple(given)))
+        place = len(self.numbers) - 1
+        if self._expected is not None and self._expected[place : place + 1] != self.numbers[-1:]:
+            marks = [mark for mark in map(self.mark, call.tensors) if mark is not None]
+            met = [part.numpy().ravel() for mark in marks for part in mark.parts]
+            roots = self.labels.roots(np.concatenate([np.zeros(0, dtype=np.int64), *met]))
+            raise Conflict(roots, f"{call.name} gets a number that depends on it in {self.where}")
+
+    def _before(self, func: Any, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """`call` with a stand-in for the tensor it changes in place, so that the rule still sees the old shape."""
+        old = args[0]
+        mark = self.mark(old) if isinstance(old, Tensor) else None
+        if mark is None:
+            return call
+        standin = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device="meta")
+        self._marks[standin] = mark
+        return Call(func, [standin, *args[1:]], kwargs)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    return tensor._is_view() or tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes()
+
+
+@functools.cache
+def is_pointwise(func: Any) -> bool:
+    """Whether an operation works element by element (in-place forms take after the functional one)."""
+    if torch.Tag.pointwise in func.tags:
+        return True
+    packet = getattr(torch.ops.aten, func._schema.name.partition("::")[2].rstrip("_"), None)
+    functional = getattr(packet, func._overloadname, None) if func.namespace == "aten" else None
+    return functional is not None and torch.Tag.pointwise in functional.tags
+
+
+@functools.cache
+def _is_composite(func: Any) -> bool:
+    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))

@@ -1,0 +1,104 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import compsearch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def images(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_images) % 3
+    shift = labels[:, None, None, None].float() - 1
+    return torch.randn(num_images, 1, 8, 8, generator=generator) + shift, labels
+
+
+OPTIONS = ["finetune.epochs=1", "workbench.latency_repetitions=3", "searcher.num_steps=3", "space.divisor=1"]
+
+
+def test_a_module_and_tensors_give_a_smaller_module_within_budget() -> None:
+    torch.manual_seed(0)
+    model = Small().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = compsearch.compress(
+        model, train=images(120, 0), test=images(30, 1), searcher="random", budget=0.5, overrides=OPTIONS
+    )
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+    assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in model.parameters())
+    assert result.module(images(2, 2)[0]).shape == (2, 3)
+    assert len(result.trials) == 3
+    assert (result.trials["cost_ratio"] <= 0.5).all()
+    assert result.summary.network("fine-tuned") is not None
+
+
+def test_a_kept_folder_is_not_searched_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Small().eval()
+    given = {"train": images(120, 0), "test": images(30, 1), "searcher": "random", "folder": tmp_path / "run"}
+    first = compsearch.compress(model, overrides=OPTIONS, **given)
+    again = compsearch.compress(model, overrides=OPTIONS, **given)
+    assert first.policy == again.policy
+    assert first.summary == again.summary
+    x = images(4, 3)[0]
+    assert torch.equal(first.module(x), again.module(x))
+
+
+def test_datasets_and_loaders_do_as_well_as_tensors() -> None:
+    torch.manual_seed(0)
+    model = Small().eval()
+    dataset = torch.utils.data.TensorDataset(*images(120, 0))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=16, shuffle=True)
+    options = [*OPTIONS, "finetune.epochs=0"]
+    policies = [
+        compsearch.compress(model, train=train, test=images(30, 1), searcher="random", overrides=options).policy
+        for train in (dataset, loader)
+    ]
+    assert policies[0] == policies[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 0.0}, "0 < budget.cost_ratio <= 1"),
+        ({"searcher": "nothing"}, "searcher/nothing"),
+        ({"train": iter([])}, "`train` must be a dataset"),
+        ({"train": (torch.zeros(4, 1, 8, 8), torch.zeros(4))}, "one integer label per image"),
+    ],
+)
+def test_bad_arguments_are_one_line(changes: dict[str, object], message: str) -> None:
+    given = {"train": images(120, 0), "test": images(30, 1), "searcher": "random", "overrides": OPTIONS}
+    with pytest.raises(ValueError, match="") as caught:
+        compsearch.compress(Small().eval(), **{**given, **changes})
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    [example] = [block for block in blocks if "compsearch.compress(" in block]
+    assert len(example.strip().splitlines()) <= 12
+    torch.manual_seed(0)
+    scope = {"network": Small().eval(), "train_set": images(120, 0), "test_set": images(30, 1)}
+    exec(example, scope)

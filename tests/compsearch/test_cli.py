@@ -1,0 +1,175 @@
+"""The command line as a user meets it, in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = [
+    "model=resnet20",
+    "model.build.depth=8",
+    "model.weights=random",
+    "dataset.build.image_size=16",
+    "calibration.num_images=64",
+    "finetune.epochs=1",
+    "workbench.latency_repetitions=3",
+    "space.divisor=4",
+]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(folder / "cache")}
+    environment.pop("HYDRA_FULL_ERROR", None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "compsearch", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def trials(folder: Path) -> list[dict[str, object]]:
+    lines = (folder / "trials.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "wall_s"} for line in lines]
+
+
+def test_a_run_leaves_everything_and_a_second_one_only_reports(tmp_path: Path) -> None:
+    command = [*FAST, "searcher=random", "searcher.num_steps=3", "run_name=one"]
+    code, out, err = run(tmp_path, *command)
+    assert code == 0, err
+    folder = tmp_path / "results" / "one"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "trials.jsonl",
+        "checkpoint.pt",
+        "policy.json",
+        "model.pt",
+        "summary.json",
+        "pareto.png",
+        "policy.png",
+        "search.png",
+    }
+    assert str(Path("results", "one", "pareto.png")) in out
+    assert "fine-tuned" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["networks"][1]["cost_ratios"]["macs"] <= 0.5
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"}
+    code, again, err = run(tmp_path, *command)
+    assert code == 0, err
+    assert "finished" in again + err
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != ".lock"} == before
+
+
+def test_a_killed_run_continues_and_equals_the_uninterrupted_one(tmp_path: Path) -> None:
+    search = [*FAST, "searcher=amc", "searcher.num_steps=12", "searcher.warmup_episodes=4", "finetune.epochs=2"]
+    code, _, err = run(tmp_path, *search, "run_name=whole")
+    assert code == 0, err
+    process = start(tmp_path, *search, "run_name=killed")
+    log = tmp_path / "results" / "killed" / "trials.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 5):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (log.parent / "summary.json").exists()
+    code, _, err = run(tmp_path, *search, "run_name=killed")
+    assert code == 0, err
+    whole, killed = tmp_path / "results" / "whole", tmp_path / "results" / "killed"
+    assert trials(whole) == trials(killed)
+    assert (whole / "policy.json").read_text() == (killed / "policy.json").read_text()
+    rows = [json.loads((folder / "summary.json").read_text())["networks"] for folder in (whole, killed)]
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["accuracy_test"] == theirs["accuracy_test"]
+
+
+def test_interrupting_a_search_saves_it_and_says_how_to_resume(tmp_path: Path) -> None:
+    process = start(tmp_path, *FAST, "searcher=random", "searcher.num_steps=100000", "run_name=stop")
+    log = tmp_path / "results" / "stop" / "trials.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    last = err.strip().splitlines()[-1]
+    assert "interrupted after step" in last
+    assert "the same command" in last
+
+
+def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:
+    command = [*FAST, "searcher=random", "searcher.num_steps=100000", "run_name=busy"]
+    first = start(tmp_path, *command)
+    log = tmp_path / "results" / "busy" / "trials.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not log.exists():
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.02)
+    code, _, err = run(tmp_path, *command)
+    first.kill()
+    first.communicate()
+    assert code == 1
+    assert err.strip().splitlines()[-1].startswith("compsearch: error: ")
+    assert f"process {first.pid}" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["searcher=nothing"], ["searcher/nothing", "amc", "uniform"]),
+        (["model=resnet51"], ["model/resnet51", "resnet50"]),
+        (["budget.cost_ratio=1.5"], ["0 < budget.cost_ratio <= 1", "1.5"]),
+        (["budget.cost_ratio=0.001"], ["smallest policy", "0.001"]),
+        (["searcher.num_steps=0"], ["num_steps >= 1", "0"]),
+        (["sead=1"], ["sead"]),
+        (["model.weights=missing.pt"], ["missing.pt"]),
+        (["dataset=imagefolder", "dataset.build.root=nowhere"], ["nowhere"]),
+        (["device=cuda:77"], ["cuda:77"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+    code, out, err = run(tmp_path, *FAST, *arguments)
+    assert code == 1
+    assert "Traceback" not in out + err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("compsearch: error: ")
+    assert all(word in last for word in words), last
+
+
+def test_a_folder_of_another_configuration_is_refused_naming_the_keys(tmp_path: Path) -> None:
+    command = [*FAST, "searcher=uniform", "run_name=one"]
+    assert run(tmp_path, *command)[0] == 0
+    code, _, err = run(tmp_path, *command, "budget.cost_ratio=0.7")
+    assert code == 1
+    assert "budget.cost_ratio" in err.strip().splitlines()[-1]
+
+
+def test_inspect_prints_the_groups_and_what_is_frozen(tmp_path: Path) -> None:
+    code, out, err = run(tmp_path, "inspect", "model=resnet20")
+    assert code == 0, err
+    assert "layer1.0.conv1" in out
+    assert "reaches the network's output" in out
+
+
+def test_a_sweep_puts_one_folder_per_job_side_by_side(tmp_path: Path) -> None:
+    code, _, err = run(tmp_path, "-m", *FAST, "searcher=uniform", "budget.cost_ratio=0.4,0.6", "finetune.epochs=0")
+    assert code == 0, err
+    folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    assert all((folder / "summary.json").exists() for folder in folders)

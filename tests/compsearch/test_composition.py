@@ -1,0 +1,111 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compsearch.composition import check, compose_config, conf_dir, make, one_line
+
+CHOICES = sorted(
+    (group.name, path.stem)
+    for group in conf_dir().iterdir()
+    if group.is_dir() and group.name not in ("experiment", "training")
+    for path in group.glob("*.yaml")
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    size: int
+    scale: float = 1.0
+    name: str | None = None
+    inner: Any = None
+
+
+HERE = f"{__name__}.Part"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+
+
+def _this_module() -> Any:
+    import types
+
+    module = types.ModuleType(__name__)
+    module.Part = Part  # type: ignore[attr-defined]
+    return module
+
+
+def test_inner_nodes_are_built_first_and_collaborators_arrive_by_name() -> None:
+    part = make({"_target_": HERE, "scale": 2, "inner": {"_target_": HERE}}, {"size": 3, "unused": 1}, place="part")
+    assert part == Part(size=3, scale=2, inner=Part(size=3))
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"size": "abc"}, "`part.size` must be int, but got 'abc'"),
+        ({"size": True}, "`part.size` must be int, but got True"),
+        ({"size": 1, "scale": "x"}, "`part.scale` must be float, but got 'x'"),
+        ({"size": 1, "name": 3}, "`part.name` must be str or null, but got 3"),
+        ({"size": 1, "depth": 3}, "`part.depth` must be an argument of Part"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_built(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match="part") as caught:
+        check({"_target_": HERE, **node}, place="part")
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["no_such_package.Class", "compsearch.space.NoSuchClass"])
+def test_a_target_that_cannot_be_imported_is_named(target: str) -> None:
+    with pytest.raises(ValueError, match=target) as caught:
+        make({"_target_": target}, {}, place="searcher")
+    assert "`searcher._target_`" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_its_arguments_exist(group: str, choice: str) -> None:
+    extra = {
+        ("dataset", "imagefolder"): ["dataset.build.root=somewhere"],
+        ("model", "torchvision"): ["model.name=resnet18"],
+        ("model", "custom"): ["model.build._target_=torchvision.models.resnet18"],
+    }.get((group, choice), [])
+    config = compose_config([f"{group}={choice}", "run_name=test", *extra])
+    check(config)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "vit_b_16"])
+def test_torchvision_names_are_models(name: str) -> None:
+    assert compose_config([f"model={name}", "run_name=test"])["model"]["build"]["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("seed=abc", ["seed", "Integer"]),
+        ("sead=1", ["sead"]),
+        ("searcher.num_stepz=1", ["num_stepz"]),
+        ("searcher=nothing", ["searcher/nothing", "amc", "random", "uniform"]),
+        ("model=resnet51", ["model/resnet51", "resnet50"]),
+        ("dataset=mnist", ["dataset/mnist", "digits", "cifar10"]),
+        ("budget.cost_ratio=half", ["cost_ratio"]),
+    ],
+)
+def test_a_bad_override_is_one_line_that_names_it(override: str, words: list[str]) -> None:
+    with pytest.raises(ValueError, match="") as caught:
+        compose_config([override, "run_name=test"])
+    line = one_line(caught.value)
+    assert "\n" not in line
+    assert all(word in line for word in words), line
+
+
+def test_the_configuration_lies_beside_the_package() -> None:
+    assert (conf_dir() / "config.yaml").is_file()
+    assert conf_dir().is_absolute()
+    assert isinstance(conf_dir(), Path)
