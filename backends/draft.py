@@ -72,6 +72,12 @@ class Draft:
         wanted = set(roots.tolist())
         return [group for group in self.groups if not wanted.isdisjoint(group.roots.tolist())]
 
+    def emitted_by(self, layers: Collection[str]) -> list[DraftGroup]:
+        """The groups that any of these layers' outputs belong to, depthwise and grouped convolutions included."""
+        records = self._tracer.layers.values()
+        outs = [self._roots[record.outs.numpy()] for record in records if self._names[record.weight] in layers]
+        return self.owners(np.concatenate([np.zeros(0, dtype=np.int64), *outs]))
+
     def space(self, groups: Collection[DraftGroup] | None = None) -> SearchSpace:
         """The search space of `groups`, by default of all."""
         chosen = self.groups if groups is None else list(groups)
@@ -204,6 +210,8 @@ class Draft:
                     counts[reasons[root]] += 1
             seen.update(roots)
             self.frozen.extend(Frozen(self._names[record.weight], count, reason) for reason, count in counts.items())
+        for name, channels in self._tracer.computed.items():
+            self.frozen.append(Frozen(name, channels, "the forward computes its weight"))
 
 
 def _layer_names(weights: list[str]) -> dict[str, str]:

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backends.fusion import Activation, CallStep, LayerStep, Plan, Slot, fill, slots_read
+from backends.fusion import CallStep, LayerStep, Plan, Slot, fill, slots_read
 
-_Step = Callable[[list[Any]], Any]
+#: Computes one step's result from the values of all slots.
+Step = Callable[[list[Any]], Any]
 
 
 def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, float32, of one layer that computes ``norm(layer(x))`` with the norm's running statistics."""
-    weight, bias = layer.weight.detach().float(), layer.bias
-    bias = None if bias is None else bias.detach().float()
+    """Weight and bias, float32 or wider, of one layer that computes ``norm(layer(x))`` with running statistics."""
+    weight, bias = _wide(layer.weight), None if layer.bias is None else _wide(layer.bias)
     if norm is None:
         return weight, bias
     scale, shift = norm_affine(norm)
@@ -31,15 +31,17 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | N
 
 
 def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Scale and shift [C], float32, that a batch norm in eval mode applies."""
-    mean, variance = norm.running_mean.float(), norm.running_var.float()
-    scale = torch.rsqrt(variance + norm.eps)
+    """Scale and shift [C], float32 or wider, that a batch norm in eval mode applies."""
+    scale = torch.rsqrt(_wide(norm.running_var) + norm.eps)
     if norm.weight is not None:
-        scale = scale * norm.weight.detach().float()
-    shift = -mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().float()
-    return scale, shift
+        scale = scale * _wide(norm.weight)
+    shift = -_wide(norm.running_mean) * scale
+    return scale, shift if norm.bias is None else shift + _wide(norm.bias)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 class FusedNetwork:
@@ -53,73 +55,88 @@ class FusedNetwork:
     """
 
     def __init__(self, network: nn.Module, plan: Plan, *, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-        self._network = network
+        readers = [step for step in plan.steps if 0 in slots_read(step)]
+        takes_float32 = all(isinstance(step, LayerStep) and step.other is None for step in readers)
+        self._input_dtype = torch.float32 if takes_float32 else dtype
         self._num_slots, self._result = plan.num_slots, plan.result
-        self._takes_float32 = all(
-            isinstance(step, LayerStep) and step.other is None for step in plan.steps if 0 in slots_read(step)
-        )
+        runs: dict[int, Step] = {}
         # Layers first: their weights are folded in float32, before modules that serve other steps are converted.
-        runs: list[_Step | None] = [self._layer(step) if isinstance(step, LayerStep) else None for step in plan.steps]
+        for step in plan.steps:
+            if isinstance(step, LayerStep):
+                reads_images = takes_float32 and step.input == 0
+                run = layer_runner(network, step, dtype=torch.float32 if reads_images else dtype)
+                runs[step.output] = _converted(run, dtype) if reads_images else run
+        for step in plan.steps:
+            if isinstance(step, CallStep):
+                runs[step.output] = call_runner(network, step, dtype=dtype)
         self._steps = [
-            (run or self._call(step), step.output, unread)
-            for step, run, unread in zip(plan.steps, runs, plan.last_read, strict=True)
-            if run is not None or isinstance(step, CallStep)
+            (runs[step.output], step.output, unread) for step, unread in zip(plan.steps, plan.last_read, strict=True)
         ]
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Any:
         values: list[Any] = [None] * self._num_slots
-        values[0] = images if self._takes_float32 else images.to(self._dtype)
+        values[0] = images.to(self._input_dtype)
         for run, output, unread in self._steps:
             values[output] = run(values)
             for slot in unread:
                 values[slot] = None
         return values[self._result]
 
-    def _layer(self, step: LayerStep) -> _Step:
-        layer = self._network.get_submodule(step.layer)
-        norm = None if step.norm is None else self._network.get_submodule(step.norm)
-        weight, bias = folded(layer, norm)
-        dtype = torch.float32 if step.input == 0 and self._takes_float32 else self._dtype
-        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        is_fused = type(layer) is nn.Conv2d and has_fused_kernels(weight)
-        run = (_fused_convolution if is_fused else _plain_layer)(step, layer, weight, bias)
-        return run if dtype == self._dtype else lambda values: run(values).to(self._dtype)
 
-    def _call(self, step: CallStep) -> _Step:
-        if step.kind == "get_attr":
-            constant = self._attribute(step.target)
-            return lambda values: constant
-        if step.kind == "call_method":
-            method: str = step.target
-            function: Callable[..., Any] = lambda owner, *args, **kwargs: getattr(owner, method)(*args, **kwargs)  # noqa: E731
-        elif step.kind == "call_module":
-            function = self._module(step.target)
-        else:
-            assert step.kind == "call_function", step.kind
-            function = step.target
-        if not step.kwargs and all(isinstance(argument, Slot) for argument in step.args):
-            indices = [argument.index for argument in step.args]
-            return lambda values: function(*[values[index] for index in indices])
+def _converted(run: Step, dtype: torch.dtype) -> Step:
+    return lambda values: run(values).to(dtype)
 
-        def run(values: list[Any]) -> Any:
-            args, kwargs = fill(step, lambda slot: values[slot.index])
-            return function(*args, **kwargs)
 
-        return run
+def layer_runner(network: nn.Module, step: LayerStep, *, dtype: torch.dtype) -> Step:
+    """Computes `step` from the list of slot values, with the weights that its layer and norm have now."""
+    layer = network.get_submodule(step.layer)
+    weight, bias = folded(layer, None if step.norm is None else network.get_submodule(step.norm))
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    is_plain = type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros"
+    if is_plain or not has_fused_kernels(weight):
+        return _plain_layer(step, layer, weight, bias)
+    assert isinstance(layer, nn.Conv2d)
+    return _fused_convolution(step, layer, weight, bias)
 
-    def _module(self, path: str) -> nn.Module:
-        module = self._network.get_submodule(path)
-        # Batch norms take statistics in float32 with activations in bfloat16, and lose precision otherwise.
-        keeps_float32 = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        return module if keeps_float32 else module.to(self._dtype)
 
-    def _attribute(self, path: str) -> Any:
-        owner, _, name = path.rpartition(".")
-        value = getattr(self._network.get_submodule(owner), name)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value.detach().to(self._dtype)
-        return value
+def call_runner(network: nn.Module, step: CallStep, *, dtype: torch.dtype) -> Step:
+    """Computes `step` from the list of slot values; converts the module or tensor it uses to `dtype`."""
+    if step.kind == "get_attr":
+        constant = _attribute(network, step.target, dtype)
+        return lambda values: constant
+    function: Callable[..., Any]
+    if step.kind == "call_method":
+        function = _method(step.target)
+    elif step.kind == "call_module":
+        function = _module(network, step.target, dtype)
+    else:
+        assert step.kind == "call_function", step.kind
+        function = step.target
+    if not step.kwargs and all(isinstance(argument, Slot) for argument in step.args):
+        indices = [argument.index for argument in step.args]
+        return lambda values: function(*[values[index] for index in indices])
+
+    def run(values: list[Any]) -> Any:
+        args, kwargs = fill(step, lambda slot: values[slot.index])
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _method(name: str) -> Callable[..., Any]:
+    return lambda owner, *args, **kwargs: getattr(owner, name)(*args, **kwargs)
+
+
+def _module(network: nn.Module, path: str, dtype: torch.dtype) -> nn.Module:
+    module = network.get_submodule(path)
+    # Batch norms take statistics in float32 with activations in bfloat16, and lose precision otherwise.
+    return module if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.to(dtype)
+
+
+def _attribute(network: nn.Module, path: str, dtype: torch.dtype) -> Any:
+    owner, _, name = path.rpartition(".")
+    value = getattr(network.get_submodule(owner), name)
+    return value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def has_fused_kernels(weight: Tensor) -> bool:
@@ -129,13 +146,14 @@ def has_fused_kernels(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and all(hasattr(mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
-        and (weight.dtype == torch.float32 or bool(mkldnn._is_mkldnn_bf16_supported()))
+        and (
+            weight.dtype == torch.float32
+            or (weight.dtype == torch.bfloat16 and bool(mkldnn._is_mkldnn_bf16_supported()))
+        )
     )
 
 
-def _fused_convolution(step: LayerStep, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> _Step:
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
-        return _plain_layer(step, layer, weight, bias)
+def _fused_convolution(step: LayerStep, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Step:
     padding, stride, dilation, groups = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         weight.contiguous(memory_format=torch.channels_last), padding, stride, dilation, groups
@@ -181,7 +199,7 @@ def _output_shape(layer: nn.Conv2d) -> Callable[[Tensor], tuple[int, ...]]:
     return shape
 
 
-def _plain_layer(step: LayerStep, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> _Step:
+def _plain_layer(step: LayerStep, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Step:
     source, other, activation = step.input, step.other, step.activation
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)

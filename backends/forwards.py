@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from backends.label_moves import MOVES
 from backends.label_values import FILLS, VALUES, pointwise
 from backends.labels import Labels
 from backends.surgery import named_tensors, plain_tensors, rebuild
-from backends.tracer import Numbers, Rules, Tracer
+from backends.tracer import Rules, Tracer
 from compsearch.space import IntArray
 
-_RULES = Rules(LAYERS | VALUES | MOVES, pointwise, FILLS)
+_RULES = Rules(LAYERS, VALUES | MOVES, pointwise, FILLS)
 
 
 Shapes = list[tuple[int, ...]]
@@ -75,19 +75,19 @@ def follower(
     module: nn.Module,
     labels: Labels,
     kept: Mapping[tuple[str, int], IntArray],
-    numbers: Sequence[Numbers] | None = None,
+    dense: Tracer | None = None,
 ) -> Tracer:
     """A tracer of `module`'s parameters and buffers, to which it adds hooks.
 
     `kept` says which entries of a dimension of a tensor are left of the dense network; a dimension not named is whole.
-    `numbers` are those of the dense run, which must come up again.
+    `dense` is then the tracer of the dense network.
     """
     tensors = []
     for name, tensor in named_tensors(module):
         axes = (labels.axis(name, dim) for dim in range(tensor.dim()))
         left = [axis[kept[name, dim]] if (name, dim) in kept else axis for dim, axis in enumerate(axes)]
         tensors.append((name, tensor, tuple(map(torch.from_numpy, left))))
-    tracer = Tracer(labels, tensors, _RULES, numbers)
+    tracer = Tracer(labels, tensors, _RULES, dense)
     for name, part in module.named_modules():
         part.register_forward_pre_hook(functools.partial(_enter, tracer, name))
         part.register_forward_hook(functools.partial(_leave, tracer))
@@ -96,6 +96,7 @@ def follower(
 
 def follow(tracer: Tracer, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Shapes, list[Tensor]]:
     """Runs `module` on `inputs` under its tracer; returns its output's shapes and labels, which are frozen."""
+    tracer.enter(inputs)
     with _undisturbed(), torch.no_grad(), tracer:
         output = module(*inputs)
     tensors = output_tensors(output)

@@ -7,6 +7,7 @@ sequential least squares, which refits a step's layer to what the dense network 
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ class _Planner:
 
     def _layer_step(self, chain: list[fx.Node]) -> LayerStep:
         layer, norm, other, activation = chain[0], None, None, None
-        for before, node in zip(chain, chain[1:], strict=False):
+        for before, node in itertools.pairwise(chain):
             if self._is_module(node, _NORMS):
                 norm = str(node.target)
             elif node.target in _ADDITIONS:

@@ -85,7 +85,8 @@ def splits_of(
 def _split(name: str, given: Given) -> GivenSplit:
     num_workers = 0
     if isinstance(given, DataLoader):
-        given, num_workers = given.dataset, given.num_workers
+        num_workers = given.num_workers
+        given = given.dataset
     elif isinstance(given, tuple | list):
         given = TensorDataset(*given)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
@@ -119,4 +120,4 @@ def _labels(name: str, dataset: Any) -> Tensor:
             f"`{name}` must have one integer label per image, but has labels of {labels.dtype} and shape "
             f"{tuple(labels.shape)} for {len(dataset)} images"
         )
-    return labels.to(torch.int64)
+    return cast(Tensor, labels.to(torch.int64))

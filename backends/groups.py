@@ -13,7 +13,6 @@ from backends.draft import Draft
 from backends.forwards import Subject
 from backends.labels import Labels
 from backends.surgery import named_tensors
-from backends.tracer import Tracer
 from backends.verification import Run, Verifier
 from compsearch.space import SearchSpace, allowed_counts
 
@@ -30,8 +29,9 @@ def trace(
     """The search space of `model`, found by running it once on `example_input` (a batch, or a tuple of arguments).
 
     `divisor` and `min_keep_ratio` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch patterns of groups
-    or layers to leave alone; ``coupled=False`` leaves alone every group that several layers emit. The model is not
-    changed: copies of it run in eval mode, on shapes alone where its forward allows, else on its values.
+    to leave alone, or of layers whose output channels are; ``coupled=False`` leaves alone every group that several
+    layers emit. The model is not changed: copies of it run in eval mode, on shapes alone where its forward allows, else
+    on its values.
 
     A group's producers are the convolutions and linear layers that emit its channels, its consumers those that read
     them, both in forward order. A depthwise or grouped convolution passes on what it reads: it is neither producer nor
@@ -49,8 +49,8 @@ def trace(
         raise ValueError(
             f"`example_input` must be a tensor or a tuple with one, but got {type(example_input).__name__}"
         )
-    subject, labels, tracer, runs = _dense_runs(model, inputs)
-    draft = Draft(subject.module, subject.batch_size, labels, tracer, allowed)
+    subject, labels, runs = _dense_runs(model, inputs)
+    draft = Draft(subject.module, subject.batch_size, labels, runs[False].tracer, allowed)
     for group in [group for group in draft.groups if group.group.size == 1]:
         tied = f", tied by {', '.join(group.group.tied_by[:3])}" if group.group.tied_by else ""
         draft.freeze([group], f"one unit, which cannot be emptied{tied}")
@@ -65,52 +65,62 @@ def trace(
     return draft.space()
 
 
-def _dense_runs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Labels, Tracer, dict[bool, Run]]:
+def _dense_runs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Labels, dict[bool, Run]]:
     """The dense network followed on labels: on shapes, or on values when the forward needs them.
 
-    The tracer is that of eval mode. Parameters that only training uses (auxiliary classifiers) are followed too: they
+    Runs are by whether in training mode, which is followed when parameters are left over (auxiliary classifiers): they
     read channels that may go, but what they emit stays.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model)}
     try:
         subject, labels = forwards.on_meta(model, inputs), Labels(shapes)
-        tracer, run = _dense_run(subject, labels, training=False)
+        run = _dense_run(subject, labels, training=False)
     except Exception:  # shapes do not suffice (values are read, tensors are made elsewhere); a user's fault shows below
         labels = Labels(shapes)
         try:
             subject = forwards.for_real(model, inputs)
-            tracer, run = _dense_run(subject, labels, training=False)
+            run = _dense_run(subject, labels, training=False)
         except Exception as error:  # a forward may raise anything
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(
                 f"the model must run on the example input, but raises {type(error).__name__}: {message}"
             ) from error
     runs = {False: run}
-    if any(name not in tracer.used for name, _ in model.named_parameters()):
+    if any(name not in run.tracer.used for name, _ in model.named_parameters()):
         try:
-            trained, runs[True] = _dense_run(subject, labels, training=True)
+            runs[True] = _dense_run(subject, labels, training=True)
         except Exception:  # what only training uses may need what only training has (targets); it is then left as it is
-            return subject, labels, tracer, runs
-        for name, record in trained.layers.items():
-            if name not in tracer.layers:
+            return subject, labels, runs
+        for name, record in runs[True].tracer.layers.items():
+            if name not in run.tracer.layers:
                 labels.freeze(record.outs, "runs in training only")
-    return subject, labels, tracer, runs
+    return subject, labels, runs
 
 
-def _dense_run(subject: Subject, labels: Labels, *, training: bool) -> tuple[Tracer, Run]:
+def _dense_run(subject: Subject, labels: Labels, *, training: bool) -> Run:
+    """Follows the dense network; again where channels of one tensor were tied, as rules ask what is tied already."""
+    run = _dense_pass(subject, labels, training=training)
+    settled = not labels.ties_within_an_axis()
+    while not settled:
+        before = labels.progress()
+        labels.forget_meetings()
+        run = _dense_pass(subject, labels, training=training)
+        settled = labels.progress() == before
+    return run
+
+
+def _dense_pass(subject: Subject, labels: Labels, *, training: bool) -> Run:
     module = forwards.copied(subject.module).train(training)
     tracer = forwards.follower(module, labels, {})
     shapes, output = forwards.follow(tracer, module, subject.inputs_for(training=training))
-    return tracer, Run(shapes, output, tracer.numbers)
+    return Run(tracer, shapes, output)
 
 
 def _freeze_matching(draft: Draft, pattern: str) -> None:
     layers = {layer.name for layer in draft.layers if fnmatch.fnmatchcase(layer.name, pattern)}
-    matched = [
-        group
-        for group in draft.groups
-        if fnmatch.fnmatchcase(group.group.name, pattern) or layers.intersection(group.group.producers)
-    ]
+    named = [group for group in draft.groups if fnmatch.fnmatchcase(group.group.name, pattern)]
+    emitted = [group for group in draft.emitted_by(layers) if group not in named]
+    matched = named + emitted
     if not matched and not layers and not any(fnmatch.fnmatchcase(frozen.name, pattern) for frozen in draft.frozen):
         names = ", ".join(group.group.name for group in draft.groups[:5])
         raise ValueError(

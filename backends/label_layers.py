@@ -33,56 +33,53 @@ def convolution(t: Tracer, call: Call, out: Tensor) -> Mark:
     mark = t.mark(weight)
     if not isinstance(mark, Weight) or None in mark.axes[:2]:
         t.constant_macs += macs
+        t.computed[t.where] = out.shape[1]
         return t.opaque(call, f"convolved with a computed weight in {t.where}")
-    in_dim, out_dim = (0, 1) if transposed else (1, 0)
-    ins, outs = mark.axes[in_dim], mark.axes[out_dim]
-    assert ins is not None
-    assert outs is not None
-    labels, why = t.axis(x, 1, "convolution")
-    if groups == 1:
+    rows, columns = mark.axes[:2]
+    assert rows is not None
+    assert columns is not None
+    ins, outs = (rows, columns) if transposed else (columns, rows)
+    # One group left of several is no convolution over all its inputs.
+    dense = t.dense.layers.get(mark.name) if t.dense is not None else None
+    if groups == 1 and (dense is None or dense.kind == "conv"):
         kind = "conv"
+    else:
+        kind = "depthwise" if x.shape[1] == groups else "grouped"
+        # The weight is sliced along dimension 0 only: by outputs, or by inputs when transposed.
+        rows = rows.reshape(groups, -1)
+        ins = ins[:0]
+        outs = rows[:, :1].expand(groups, out.shape[1] // groups).reshape(-1) if transposed else outs
+    record = LayerRecord(
+        mark.name,
+        kind,
+        ins,
+        outs,
+        x.shape[1],
+        out.shape[1],
+        height=int(x.shape[2]) if x.dim() > 3 else 1,
+        width=int(x.shape[-1]),
+        stride=int(call["stride"][-1]),
+        kernel_size=int(weight.shape[-1]),
+    )
+    t.layers.setdefault(mark.name, record).macs += macs
+    labels, why = t.axis(x, 1, "convolution")
+    if kind == "conv":
         _contract(t, labels, ins, why)
         t.labels.emit(outs)
     else:
-        kind = "depthwise" if x.shape[1] == groups else "grouped"
-        # The sliceable dimension of the weight is dimension 0: outputs, or inputs when transposed.
-        rows = mark.axes[0]
-        assert rows is not None
-        rows = rows.reshape(groups, -1)
         lead = labels.reshape(groups, -1)
         fixed = (lead == NONE).any(dim=1)
         t.labels.freeze([lead[fixed], rows[fixed]], f"reads {why}")
-        first = rows[:, :1]
-        t.labels.unify(rows, first.expand_as(rows), f"{kind} convolution")
-        t.labels.unify(lead, first.expand_as(lead), f"{kind} convolution")
-        outs = first.expand(groups, out.shape[1] // groups).reshape(-1) if transposed else mark.axes[0]
-        assert outs is not None
+        t.labels.unify(rows, rows[:, :1].expand_as(rows), f"{kind} convolution")
+        t.labels.unify(lead, rows[:, :1].expand_as(lead), f"{kind} convolution")
     if call["bias"] is not None:
         _align(t, call["bias"], outs, "bias")
-    stride, kernel = call["stride"], weight.shape[2:]
-    _record(
-        t,
-        mark,
-        LayerRecord(
-            mark.name,
-            kind,
-            ins if groups == 1 else ins[:0],
-            outs,
-            x.shape[1],
-            out.shape[1],
-            height=int(x.shape[2]) if x.dim() > 3 else 1,
-            width=int(x.shape[-1]),
-            stride=int(stride[-1]),
-            kernel_size=int(kernel[-1]),
-        ),
-        macs,
-    )
     return Channels(outs.reshape(1, -1, *(1,) * (out.dim() - 2)))
 
 
 def _contract(t: Tracer, labels: Tensor, weight: Tensor, why: str) -> None:
     """Ties a weight's input dimension to the channels it reads; entries that read no channel always stay."""
-    t.labels.unify(labels, weight, "input")
+    t.labels.unify(labels, weight, "a weight's inputs")
     t.labels.freeze(weight[labels == NONE], f"reads {why}")
 
 
@@ -95,11 +92,6 @@ def _align(t: Tracer, tensor: Tensor, labels: Tensor, what: str) -> None:
         return
     t.labels.unify(axis, labels, what)
     t.labels.freeze(axis[labels == NONE], "aligned with no channel")
-
-
-def _record(t: Tracer, weight: Weight, record: LayerRecord, macs: int) -> None:
-    record = t.layers.setdefault(weight.name, record)
-    record.macs += macs
 
 
 @register(LAYERS, "mm", "bmm", "addmm", "baddbmm", "addbmm")
@@ -131,11 +123,11 @@ def _product(t: Tracer, call: Call, left: Tensor, right: Tensor) -> Channels:
     ins, outs = (weight.axes[-2], weight.axes[-1]) if on_right else (weight.axes[-1], weight.axes[-2])
     assert ins is not None
     assert outs is not None
+    record = LayerRecord(weight.name, "linear", ins, outs, len(ins), len(outs))
+    t.layers.setdefault(weight.name, record).macs += macs
     labels, why = t.axis(x, x.dim() - 1 if on_right else x.dim() - 2, "a linear layer")
     _contract(t, labels, ins, why)
     t.labels.emit(outs)
-    record = LayerRecord(weight.name, "linear", ins, outs, len(ins), len(outs))
-    _record(t, weight, record, macs)
     result = outs.reshape(-1) if on_right else outs.reshape(-1, 1)
     return Channels(result.reshape((1,) * (x.dim() - result.dim()) + result.shape))
 

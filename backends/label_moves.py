@@ -93,7 +93,7 @@ def expand(t: Tracer, call: Call, out: Tensor) -> Mark | None:
         return None
     grown = any(x.shape[dim] == 1 and out.shape[dim + added] > 1 for dim in range(x.dim()))
     labels = mark.labels.reshape((1,) * added + mark.labels.shape)
-    if grown and labels.numel() == 1 and int(labels) >= 2:
+    if grown and labels.numel() == 1 and int(labels) > ANY and t.labels.was_single(labels.flatten()):
         labels = torch.full_like(labels, ANY)
     return Channels(labels, mark.why)
 
@@ -311,14 +311,12 @@ def pad(t: Tracer, call: Call, out: Tensor) -> Mark | None:
         return None
     if isinstance(mark, Weight):
         return t.opaque(call, f"a padded parameter in {t.where}")
-    labels, varying = mark.labels, t.varying(mark.labels)
+    labels = mark.labels
     widths = list(call["pad"])
     for step, dim in enumerate(range(labels.dim() - 1, labels.dim() - 1 - len(widths) // 2, -1)):
         before, after = widths[2 * step : 2 * step + 2]
-        if dim in varying and (before or after):
-            full = labels.expand(*labels.shape[:dim], call.first.shape[dim], *labels.shape[dim + 1 :])
-            spread = [0, 0] * step + [int(before), int(after)]
-            labels = torch.constant_pad_nd(full, spread, NONE)
+        if labels.shape[dim] > 1:
+            labels = torch.constant_pad_nd(labels, [0, 0] * step + [int(before), int(after)], NONE)
     return Channels(torch.where(labels == ANY, NONE, labels), mark.why or "padding with constants")
 
 

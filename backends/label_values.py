@@ -37,6 +37,8 @@ def _spatial(num_dims: int) -> Rule:
         carried = t.channels(call.first)
         if any(dim >= call.first.dim() - num_dims for dim in t.varying(carried.labels)):
             return t.opaque(call, f"{call.name} across channels in {t.where}")
+        if call.name.startswith("max_unpool"):
+            return combine(t, [(tensor, None) for tensor in call.tensors], tuple(call.first.shape), call.name)
         return carried
 
     return spatial

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ class Labels:
     """Union-find over the labels of named tensors.
 
     `shapes` are the tensors' dense shapes. `axis(name, dim)` are the labels of one dimension, [shape[dim]]. After
-    `seal(live)` nothing changes any more: to unify labels that were not unified before, one with the other, or to freeze
-    a live class, raises Conflict.
+    `seal(live)` nothing changes any more: to unify labels that were not unified before, one with the other, or to
+    freeze a live class, raises Conflict.
     """
 
     def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -53,6 +54,8 @@ class Labels:
         for axis in self._axes.values():
             self._dense_size[axis] = len(axis)
         self._live: BoolArray | None = None
+        #: The first conflict since `seal`, in case a forward swallows the exception.
+        self.conflict: Conflict | None = None
         self._met: list[IntArray] = []
         #: Labels that an operation tied although different layers emit them, with the operation's name.
         self.ties: list[tuple[int, str]] = []
@@ -101,8 +104,7 @@ class Labels:
         if self._live is not None:
             new = ~_contains(self._met[0], pairs)
             if new.any():
-                roots = self.roots(np.concatenate([ones[new], others[new]]))
-                raise Conflict(roots, f"{cause} joins other channels")
+                self.refuse(np.concatenate([ones[new], others[new]]), f"{cause} would join other channels")
             return
         self._met.append(np.unique(pairs))
         while True:
@@ -127,14 +129,36 @@ class Labels:
             if self._live is not None:
                 roots = self.roots(ids)
                 if self._live[roots].any():
-                    raise Conflict(roots[self._live[roots]], reason)
+                    self.refuse(roots[self._live[roots]], reason)
             else:
                 self.frozen.append((ids, reason))
+
+    def forget_meetings(self) -> None:
+        """Forgets which labels met, though not what followed from it."""
+        self._met = []
+
+    def progress(self) -> tuple[int, int]:
+        """The numbers of classes and of frozen classes: the same after a forward when it brought nothing new."""
+        roots = self.roots(np.arange(self.size))
+        frozen = np.unique(roots[np.concatenate([np.zeros(0, dtype=np.int64), *(ids for ids, _ in self.frozen)])])
+        return len(np.unique(roots)), len(frozen)
+
+    def ties_within_an_axis(self) -> bool:
+        """Whether two entries of one dimension of one tensor are in one class."""
+        roots = self.roots(np.arange(self.size))
+        return any(len(np.unique(roots[axis])) < len(axis) for axis in self._axes.values())
 
     def seal(self, live: BoolArray) -> None:
         """From now on only verifies; `live` says which class representatives may be removed, [size]."""
         self._met = [np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *self._met]))]
         self._live = live
+        self.conflict = None
+
+    def refuse(self, labels: IntArray, message: str) -> NoReturn:
+        """Raises Conflict over these labels."""
+        conflict = Conflict(np.unique(self.roots(labels[labels > ANY])), message)
+        self.conflict = self.conflict or conflict
+        raise conflict
 
 
 def _contains(ascending: IntArray, values: IntArray) -> BoolArray:

@@ -65,8 +65,9 @@ class LedgerTotal:
 
     def __call__(self, counts: IntArray) -> FloatArray:
         """Totals [num_policies] of kept units per group [num_policies, num_groups]."""
-        if counts.ndim != 2 or (len(self._times) and counts.shape[1] != self._times.shape[1]):
-            raise ValueError(f"counts must be [num_policies, {self._times.shape[1:2]}], but got {counts.shape}")
+        num_groups = self._times.shape[1]
+        if counts.ndim != 2 or counts.shape[1] != num_groups:
+            raise ValueError(f"counts must be [num_policies, {num_groups}], but got {list(counts.shape)}")
         product: FloatArray = np.ones((len(counts), len(self._weights)))
         for times, fixed in zip(self._times, self._fixed, strict=True):
             product *= counts @ times + fixed

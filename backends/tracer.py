@@ -27,7 +27,7 @@ class Call:
 
     def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         schema = func._schema
-        self.namespace, _, name = schema.name.partition("::")
+        name = schema.name.partition("::")[2]
         self.is_inplace = name.endswith("_") and not name.endswith("__")
         self.name = name.removesuffix("_") if self.is_inplace else name
         self.arguments: dict[str, Any] = {
@@ -51,7 +51,6 @@ class Call:
 
 
 Rule = Callable[["Tracer", Call, Any], "Mark | Sequence[Mark | None] | None"]
-Numbers = tuple[str, tuple[float | complex, ...]]
 
 
 def register(table: dict[str, Rule], *names: str) -> Callable[[Rule], Rule]:
@@ -86,18 +85,29 @@ class LayerRecord:
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules by operation name, the rule of elementwise operations, and the names that make or fill a uniform tensor."""
+    """Rules by operation name; `layers` of them count even among constants.
 
-    by_name: Mapping[str, Rule]
+    `pointwise` is the rule of elementwise operations, `fills` are the operations that make a tensor of one value.
+    """
+
+    layers: Mapping[str, Rule]
+    others: Mapping[str, Rule]
     pointwise: Rule
     fills: frozenset[str]
+
+    def find(self, func: Any, name: str) -> Rule | None:
+        """The rule of an operation, if there is one."""
+        if func.namespace == "aten" and (name in self.layers or name in self.others):
+            return self.layers.get(name) or self.others[name]
+        return self.pointwise if is_pointwise(func) else None
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows labels through everything that runs while it is active.
 
-    `tensors` are the model's parameters and buffers with the labels of each dimension. `numbers` are those of an
-    earlier run: plain numbers that elementwise operations must get again, as they could be computed from a size.
+    `tensors` are the model's parameters and buffers with the labels of each dimension. `dense` is the tracer of the
+    dense network when this one follows what was left of it: elementwise operations must then get the same plain
+    numbers, as those could be computed from a size.
     """
 
     def __init__(
@@ -105,14 +115,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         labels: Labels,
         tensors: Iterable[tuple[str, Tensor, tuple[Tensor, ...]]],
         rules: Rules,
-        numbers: Sequence[Numbers] | None = None,
+        dense: Tracer | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = labels
         #: Names of the parameters and buffers that operations took.
         self.used: set[str] = set()
-        self.numbers: list[Numbers] = []
-        self._expected = numbers
+        self.numbers: list[tuple[str, tuple[float | complex, ...]]] = []
+        #: Channels of layers whose weight the forward computes, by module.
+        self.computed: dict[str, int] = {}
+        self.dense = dense
         self.layers: dict[str, LayerRecord] = {}
         self.constant_macs = 0
         #: Sizes that a module without parameters holds in an attribute: (attribute path, index) -> labels.
@@ -185,7 +197,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         carried = self.channels(tensor, near=[dim])
         size = tensor.shape[dim]
         if self.varying(carried.labels) - {dim}:
-            self.labels.freeze(carried.labels, f"{what} over channels")
+            self.labels.freeze(carried.labels, f"{what} over rearranged channels")
             return torch.zeros(size, dtype=torch.int64), "rearranged channels"
         labels = carried.labels.movedim(dim, -1)
         labels = labels.reshape(-1, labels.shape[-1])[0].expand(size)
@@ -214,6 +226,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The innermost running module, for messages."""
         return self.modules[-1][0] if self.modules and self.modules[-1][0] else "the forward"
 
+    def enter(self, inputs: Any) -> None:
+        """Says which tensors are the network's input."""
+        for leaf in tree_leaves(inputs):
+            if isinstance(leaf, Tensor):
+                self._marks[leaf] = Channels(torch.zeros((1,) * leaf.dim(), dtype=torch.int64), "the network's input")
+
     # The mode itself.
 
     @classmethod
@@ -227,9 +245,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         call = Call(func, args, kwargs)
         is_fill = call.name in self._rules.fills
-        rule = self._rules.by_name.get(call.name) if call.namespace == "aten" else None
-        if rule is None and is_pointwise(func):
-            rule = self._rules.pointwise
+        rule = self._rules.find(func, call.name)
         if rule is None and not is_fill and _is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -244,21 +260,42 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._put(call, output, Channels(torch.full((1,) * output.dim(), ANY), "a constant"))
             return result
         marks = [mark for mark in map(self.mark, call.tensors) if mark is not None]
-        if not marks:
+        if not marks and call.name not in self._rules.layers:
             return result
         self._last = [labels for mark in marks for labels in mark.parts]
-        unknown = f"unknown operation {call.name} in {self.where}"
-        given = rule(self, call, result) if rule else self.opaque(call, unknown)
+        given = self._follow(rule, call, result)
         each = given if isinstance(given, Sequence) else [given] * len(outputs)
         for output, mark in zip(outputs, each, strict=False):
-            if isinstance(mark, Channels):
-                missing = output.dim() - mark.labels.dim()
-                mark = Channels(mark.labels.reshape((1,) * missing + mark.labels.shape), mark.why) if missing else mark
-                self._last.append(mark.labels)
-                assert mark.labels.dim() == output.dim(), (call.name, mark.labels.shape, output.shape)
             if mark is not None:
+                mark = self._fitted(mark, output)
+                self._last.extend(mark.parts)
                 self._put(call, output, mark)
         return result
+
+    def _follow(self, rule: Rule | None, call: Call, result: Any) -> Mark | Sequence[Mark | None] | None:
+        if rule is None:
+            return self.opaque(call, f"unknown operation {call.name} in {self.where}")
+        try:
+            return rule(self, call, result)
+        except Conflict:
+            raise
+        except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
+            # Used in a way that its rule does not know: as good as unknown, which is always safe.
+            return self.opaque(call, f"{call.name} cannot be followed in {self.where}")
+
+    def _fitted(self, mark: Mark, output: Tensor) -> Mark:
+        """`mark` with as many dimensions as `output`, each of them full or 1; frozen where labels do not fit."""
+        if isinstance(mark, Weight):
+            return mark
+        labels = mark.labels.reshape((1,) * (output.dim() - mark.labels.dim()) + mark.labels.shape)
+        if labels.numel() == 0 and labels.shape != output.shape:
+            labels = torch.full((1,) * output.dim(), NONE)
+        for dim in range(output.dim()):
+            if labels.shape[dim] not in (1, output.shape[dim]):
+                if dim in self.varying(labels):
+                    self.labels.freeze(labels, f"channels out of line in {self.where}")
+                labels = labels.narrow(dim, 0, 1)
+        return Channels(labels, mark.why)
 
     def _put(self, call: Call, output: Tensor, mark: Mark) -> None:
         if call.is_inplace:
@@ -284,11 +321,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 given.append(value.item())
         self.numbers.append((call.name, tuple(given)))
         place = len(self.numbers) - 1
-        if self._expected is not None and self._expected[place : place + 1] != self.numbers[-1:]:
+        if self.dense is not None and self.dense.numbers[place : place + 1] != self.numbers[-1:]:
             marks = [mark for mark in map(self.mark, call.tensors) if mark is not None]
             met = [part.numpy().ravel() for mark in marks for part in mark.parts]
-            roots = self.labels.roots(np.concatenate([np.zeros(0, dtype=np.int64), *met]))
-            raise Conflict(roots, f"{call.name} gets a number that depends on it in {self.where}")
+            self.labels.refuse(
+                np.concatenate([np.zeros(0, dtype=np.int64), *met]),
+                f"{call.name} gets a number that depends on it in {self.where}",
+            )
 
     def _before(self, func: Any, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`call` with a stand-in for the tensor it changes in place, so that the rule still sees the old shape."""

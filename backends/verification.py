@@ -21,17 +21,17 @@ from backends.draft import Draft, DraftGroup
 from backends.forwards import Shapes, Subject
 from backends.labels import Conflict
 from backends.surgery import extract
-from backends.tracer import Numbers
+from backends.tracer import Tracer
 from compsearch.space import IntArray, Policy, SearchSpace
 
 
 @dataclass(frozen=True)
 class Run:
-    """What must come out again: the dense network's output, as shapes and labels, and the numbers operations got."""
+    """What the dense network did and returned (shapes and labels), which must come out again."""
 
+    tracer: Tracer
     shapes: Shapes
     output: Sequence[Tensor]
-    numbers: Sequence[Numbers]
 
 
 @dataclass(frozen=True)
@@ -88,22 +88,28 @@ class Verifier:
         labels = self._draft.labels
         policy = _scattered(space, smallest=smallest)
         module = extract(self._subject.module, space, policy).train(training)
-        tracer = forwards.follower(module, labels, _kept_entries(space, policy), run.numbers)
+        tracer = forwards.follower(module, labels, _kept_entries(space, policy), run.tracer)
         inputs = self._subject.inputs_for(training=training)
         try:
             shapes, output = forwards.follow(tracer, module, inputs)
+            if labels.conflict:
+                return self._blame(labels.conflict)
             if not all(map(torch.equal, output, run.output)):
                 return Failure("the output's order depends on it", [])
             if shapes == run.shapes and smallest and (space.min_counts < 2).any():
                 lowest = extract(self._subject.module, space, space.select(space.min_counts, np.zeros(space.num_units)))
                 shapes = forwards.output_shapes(lowest.train(training), inputs)
         except Conflict as conflict:
-            return Failure(f"its number or position matters: {conflict}", self._draft.owners(conflict.roots))
+            return self._blame(conflict)
         except Exception as error:  # a forward may raise anything when it meets sizes it was not written for
             message = (str(error).strip() or type(error).__name__).splitlines()[0]
-            reason = f"the forward fails on fewer channels, in {tracer.where}: {message[:120]}"
+            place = "" if tracer.where == "the forward" else f", in {tracer.where}"
+            reason = f"the forward fails on fewer channels{place}: {message[:120]}"
             return Failure(reason, self._draft.owners(tracer.recent()))
         return Failure("the output's shape depends on it", []) if shapes != run.shapes else None
+
+    def _blame(self, conflict: Conflict) -> Failure:
+        return Failure(f"its number or position matters: {conflict}", self._draft.owners(conflict.roots))
 
 
 def _scattered(space: SearchSpace, *, smallest: bool) -> Policy:

@@ -7,6 +7,7 @@ are arguments, and collaborators (the space, the evaluator, …) arrive by the n
 from __future__ import annotations
 
 import inspect
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +20,6 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,7 +39,7 @@ def register() -> None:
     """Tells Hydra the schema, the budget's label, and every torchvision classifier as a choice of `model`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
-    for name in get_object("backends.zoo.torchvision_names")():
+    for name in _target("backends.zoo.torchvision_names", "model")():
         store.store(group="model", name=name, node={"defaults": ["torchvision", "_self_"], "name": name})
     if not OmegaConf.has_resolver("budget_label"):
         OmegaConf.register_new_resolver("budget_label", _budget_label)
@@ -132,7 +132,7 @@ def takes(node: Mapping[str, Any], argument: str, *, place: str) -> bool:
 
 def _target(path: str, place: str) -> Callable[..., Any]:
     try:
-        target: Callable[..., Any] = get_object(path)
+        target: Callable[..., Any] = pkgutil.resolve_name(path)
     except Exception as error:  # importing a user's module can raise anything
         first = (str(error.__cause__ or error).splitlines() or [""])[0]
         raise ValueError(f"`{place}._target_` must name something importable, but {path!r} fails: {first}") from error

@@ -1,9 +1,13 @@
-"""One run from configuration to summary: prepare, search, finish, report. Each stage is done once, however often killed."""
+"""One run from configuration to summary: prepare, search, finish, report.
+
+Each stage is done once, however often the run is killed.
+"""
 
 from __future__ import annotations
 
 import logging
 import platform
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -205,7 +209,9 @@ def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: 
     """Recovers the best trials as finalists, compares them on the search split and keeps the best."""
     done = [trial for trial in trials if trial.objective is not None]
     if not done:
-        raise ValueError(f"a search must have a trial that did not fail, but all {len(trials)} did: {trials[-1].failure}")
+        raise ValueError(
+            f"a search must have a trial that did not fail, but all {len(trials)} did: {trials[-1].failure}"
+        )
     ranked = sorted(done, key=lambda trial: trial.objective or 0.0, reverse=True)
     # Without a budget the objective weighs cost too, and accuracy alone can't choose between finalists.
     num = config["finalist"]["num"] if parts.budget is not None else 1
@@ -322,7 +328,9 @@ def _draw(
     policy: Policy,
     baseline: Trial | None,
 ) -> None:
-    title = f"{summary.model} on {summary.dataset}, {summary.searcher}, {config['budget']['label']}, seed {summary.seed}"
+    title = (
+        f"{summary.model} on {summary.dataset}, {summary.searcher}, {config['budget']['label']}, seed {summary.seed}"
+    )
     resource = parts.cost_model.resource
     points = _points(summary.networks, "search", parts)
     save_pareto(
@@ -332,7 +340,7 @@ def _draw(
         points=points,
         title=title,
         split="search",
-        recovery=_name(config["recover"]),
+        recovery=f"{_name(config['recover'])} (marked networks: {_name(config['finalist']['recover'])})",
     )
     save_policy(path / "policy.png", parts.space, policy, title=title, reference=baseline.policy if baseline else None)
     references = {"uniform": baseline.objective} if baseline and baseline.objective is not None else {}
@@ -347,7 +355,11 @@ def _draw(
 
 
 def _name(node: Mapping[str, Any]) -> str:
-    return str(node["name"]) if "name" in node else str(node["_target_"]).rsplit(".", 1)[-1]
+    """What a recovery is called in plots and tables: its class in words; several in turn joined by plus signs."""
+    if "recoveries" in node:
+        return " + ".join(_name(part) for part in node["recoveries"])
+    words = str(node["_target_"]).rsplit(".", 1)[-1].removesuffix("Recovery")
+    return "none" if words == "No" else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words).lower()
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -225,12 +225,12 @@ class BakedUnflatten(nn.Module):
     ("middle", "features", "says"),
     [
         (BakedView(), 400, "the forward fails on fewer channels"),
-        (BakedSplit(), 16, "its number or position matters: split joins other channels"),
+        (BakedSplit(), 16, "its number or position matters: split would join other channels"),
         (NumberFromSize(), 16, "its number or position matters: div gets a number that depends on it in middle"),
         (TensorFromSize(), 16, "its number or position matters: div gets a number that depends on it in middle"),
         (Branch(), 16, "its number or position matters: mul gets a number that depends on it in middle"),
         (BakedUnflatten(), 4, "the forward fails on fewer channels, in middle"),
-        (Reinterpreted(), 16, "its number or position matters: input joins other channels"),
+        (Reinterpreted(), 16, "its number or position matters: a weight's inputs would join other channels"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -238,6 +238,41 @@ def test_a_forward_that_names_sizes_is_found_out_by_trying(middle: nn.Module, fe
     space = search_space(Net(middle, features))
     assert "conv" not in names(space)
     assert any(frozen.reason.startswith(says) for frozen in space.frozen), space.describe()
+
+
+def test_an_error_that_the_forward_swallows_is_still_noticed() -> None:
+    class Swallowing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return x / math.sqrt(x.shape[1])
+            except Exception:
+                return x
+
+    assert "conv" not in names(search_space(Net(Swallowing())))
+
+
+def test_mixing_tokens_freezes_the_tokens_only() -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.back = nn.Linear(64, 24), nn.Linear(24, 64)
+            self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.max_pool2d(x, 2).flatten(2)
+            x = (x + self.back(F.gelu(self.tokens(x)))).transpose(1, 2)
+            return (x + self.down(F.gelu(self.up(x)))).mean(1)
+
+    space = search_space(Net(Mixer()))
+    assert names(space) == ["middle.tokens", "middle.up"]
+    assert reason(space, "conv") == "a linear layer over rearranged channels"
+
+
+def test_a_layer_with_a_computed_weight_is_reported() -> None:
+    model = Net(nn.utils.parametrizations.weight_norm(nn.Conv2d(16, 16, 1)))
+    space = search_space(model)
+    assert reason(space, "middle") == "the forward computes its weight"
+    assert not space.groups
 
 
 def test_only_the_guilty_group_is_frozen() -> None:
@@ -271,6 +306,11 @@ def test_freeze_patterns_take_groups_and_layers_by_name() -> None:
     assert left == ["layer1.0.conv1", "layer3.0.conv1", "layer3.0.conv2"]
     space = search_space(model, (1, 3, 32, 32), freeze=("conv1", "linear"))
     assert reason(space, "conv1") == "frozen by the space's freeze option"
+
+
+def test_freezing_a_depthwise_layer_freezes_what_it_passes_on() -> None:
+    model = Net(nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 16, 1)))
+    assert names(search_space(model, freeze=("middle.0",))) == ["middle.1"]
 
 
 def test_a_freeze_pattern_that_matches_nothing_is_refused() -> None:

@@ -204,6 +204,47 @@ class GroupedConvolutions(nn.Module):
         return self.head(self.up_grouped(F.relu(self.up(self.depthwise(self.mix(x))))))
 
 
+class TwoGroups(nn.Module):
+    """One of two convolution groups left is an ordinary convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.grouped, self.depthwise = conv(3, 16), conv(16, 16, groups=2), conv(2, 4, groups=2)
+        self.narrow, self.norm, self.head = conv(16, 2), nn.GroupNorm(2, 4), Head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.narrow(F.relu(self.grouped(F.relu(self.stem(x)))))
+        return self.head(self.norm(self.depthwise(x)))
+
+
+class UNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.unpooled = conv(3, 16), conv(16, 32), conv(16, 16)
+        self.up, self.join, self.head = nn.ConvTranspose2d(32, 16, 2, 2), conv(48, 16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = F.relu(self.one(x))
+        pooled, indices = F.max_pool2d(one, 2, return_indices=True)
+        up = self.up(F.relu(self.two(pooled)))
+        return self.head(self.join(torch.cat([up, F.max_unpool2d(self.unpooled(pooled), indices, 2), one], 1)))
+
+
+class SplitAttention(nn.Module):
+    """A softmax between two halves of the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.squeeze, self.excite, self.head = conv(3, 32), conv(16, 8, 1), conv(8, 32, 1), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        b, c, h, w = x.shape
+        x = x.reshape(b, 2, c // 2, h, w)
+        gate = self.excite(F.relu(self.squeeze(x.sum(1).mean((2, 3), keepdim=True))))
+        return self.head((x * gate.view(b, 2, c // 2, 1, 1).softmax(1)).sum(1))
+
+
 class PaddedShortcut(nn.Module):
     """Option A with constants in the forward: the margins stay, the middle may go."""
 
@@ -318,6 +359,9 @@ EXACT = [
     BufferConstants,
     GroupNorms,
     GroupedConvolutions,
+    TwoGroups,
+    UNet,
+    SplitAttention,
     PaddedShortcut,
     InPlace,
     Written,
@@ -344,6 +388,9 @@ PRUNABLE = {
     BufferConstants: {"conv", "second"},
     GroupNorms: {"first", "second", "third", "fourth"},
     GroupedConvolutions: {"stem", "mix", "up"},
+    TwoGroups: {"stem", "narrow"},
+    UNet: {"one", "two", "up", "unpooled", "join"},
+    SplitAttention: {"stem", "squeeze", "excite"},
     PaddedShortcut: {"first"},
     InPlace: {"first", "second"},
     Written: {"third"},
@@ -360,7 +407,7 @@ def seeded(network: type[nn.Module]) -> nn.Module:
         torch.manual_seed(0)
         module = network().eval()
         for norm in module.modules():
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_mean is not None:
                 norm.running_mean.normal_()
                 norm.running_var.uniform_(0.5, 2)
             if (
@@ -542,6 +589,28 @@ def test_mode_dtype_format_and_gradients_stay_as_they_were() -> None:
     assert extracted.mix.weight.requires_grad
     assert extracted.grouped.weight.is_contiguous(memory_format=torch.channels_last)
     assert not extracted.grouped.weight.is_contiguous()
+
+
+def test_the_device_stays_the_same() -> None:
+    model = seeded(GroupNorms)
+    policy = random_policy(search_space(model), 0)
+    model = model.to("meta")
+    extracted = extract(model, trace(model, torch.zeros(IMAGE), divisor=2, min_keep_ratio=0.1), policy)
+    assert {tensor.device.type for tensor in (*extracted.parameters(), *extracted.buffers())} == {"meta"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_traces_and_extracts_the_same() -> None:
+    model = seeded(SqueezeExcitation)
+    policy = random_policy(search_space(model), 0)
+    expected = extract(model, search_space(model), policy)
+    model = model.cuda()
+    space = trace(model, torch.zeros(IMAGE, device="cuda"), divisor=2, min_keep_ratio=0.1)
+    extracted = extract(model, space, policy)
+    assert {parameter.device.type for parameter in extracted.parameters()} == {"cuda"}
+    for name, tensor in extracted.state_dict().items():
+        assert torch.equal(tensor.cpu(), expected.state_dict()[name]), name
 
 
 def test_ties_stay_ties() -> None:

@@ -1,0 +1,312 @@
+"""Least squares layer by layer in forward order, each on what the already compressed network gives it.
+
+`LeastSquaresRecovery` refits layers to the dense network's inputs, which a compressed network no longer has: errors add
+up along depth. Here the calibration images run through the network once, and each layer is refitted on its actual
+inputs just before it runs (He et al. 2017, arXiv:1707.06168, section 3.2). Where a sum follows the layer, as at the end
+of a residual branch, the target is the dense sum less the actual other summand, so that a branch also makes up for what
+the identity lost; He et al. do so for ResNets by hand, here the traced code shows it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backends.data import Split
+from backends.fast_inference import call_runner, folded, layer_runner, norm_affine
+from backends.fusion import CallStep, LayerStep, Plan, make_plan
+from backends.gram import (
+    REFITTED,
+    feature_size,
+    features_at,
+    num_positions,
+    outputs_at,
+    sample_positions,
+    weight_from_rows,
+    weight_rows,
+)
+from backends.least_squares import shift_output, solve_ridge
+from backends.workers import Workers
+from compsearch.space import BoolArray, Policy, SearchSpace
+
+log = logging.getLogger(__name__)
+
+#: Batches are added up in this many parts, whatever the number of workers, so that sums don't depend on it.
+_PARTS = 8
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What the dense network has at sampled positions of a layer, before its activation; one entry per batch.
+
+    `positions` are [B, P]; `outputs` are [B * P, out_channels], after the norm and addition that follow in the plan.
+    """
+
+    positions: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class SequentialLeastSquaresRecovery:
+    """Refits every convolution and linear layer in forward order, on `calibration` images.
+
+    The first policy also pays for a pass of the dense network, of which the outputs at `positions_per_image` sampled
+    positions per layer are kept. Every policy costs a pass of its own network with a solve before each layer. `ridge`
+    is relative to the mean second moment of the layer's features, and pulls towards the weights the layer has. All
+    images are in the network at once; fewer are used, which is logged, where their activations would exceed `max_gib`.
+
+    Layers left as they were cut are in `left_out` with the reason, once the dense pass is done. Where torch.fx can't
+    trace the network, each layer is refitted to its own dense outputs, without the sum that follows.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        space: SearchSpace,
+        calibration: Split,
+        device: torch.device,
+        seed: int,
+        positions_per_image: int,
+        ridge: float,
+        batch_size: int,
+        max_gib: float,
+        num_workers: int | None = None,
+    ) -> None:
+        if ridge < 0 or positions_per_image < 1 or max_gib <= 0:
+            raise ValueError(
+                "`ridge >= 0`, `positions_per_image >= 1` and `max_gib > 0` must hold for sequential least squares, "
+                f"but got {ridge=}, {positions_per_image=}, {max_gib=}"
+            )
+        self._model = model
+        self._space = space
+        self._calibration = calibration
+        self._device = device
+        self._seed = seed
+        self._positions_per_image = positions_per_image
+        self._ridge = ridge
+        self._batch_size = batch_size
+        self._max_bytes = max_gib * 2**30
+        self._workers = Workers(1 if device.type == "cuda" else num_workers)
+        self._output_units = {site.parameter: site.units for site in space.sites if site.dim == 0}
+        self.left_out: dict[str, str] = {}
+
+    def __call__(self, network: nn.Module, policy: Policy) -> None:
+        """Changes the weights, and biases or running means, of every refitted layer."""
+        keep = np.append(self._space.keep_mask(policy), True)
+        targets, plan = self._targets, self._plan
+        with torch.no_grad():
+            if plan is None:
+                self._recover_with_hooks(network, keep)
+                return
+            forward = _Forward(network, plan, self._batches, self._workers)
+            for step, unread in zip(plan.steps, plan.last_read, strict=True):
+                if isinstance(step, LayerStep) and step.layer in targets:
+                    inputs = [values[step.input] for values in forward.values]
+                    others = None if step.other is None else [values[step.other] for values in forward.values]
+                    self._refit(network, step.layer, step.norm, inputs, others, keep)
+                forward.advance(step, unread)
+
+    @functools.cached_property
+    def _plan(self) -> Plan | None:
+        return make_plan(copy.deepcopy(self._model).eval())
+
+    @functools.cached_property
+    def _batches(self) -> list[Tensor]:
+        """The calibration images that are used, on the device, channels last."""
+        images = torch.cat([images for images, _ in self._calibration.batches(self._batch_size)])
+        room = int(self._max_bytes / _bytes_per_image(self._model, images[:2].to(self._device)))
+        if room < len(images):
+            log.info("sequential least squares: %d of %d images fit in max_gib", max(room, 1), len(images))
+        used = images[: max(room, 1)].to(self._device, memory_format=torch.channels_last)
+        return list(used.split(self._batch_size))
+
+    @functools.cached_property
+    def _targets(self) -> Mapping[str, _Target]:
+        """By layer, from one pass of the dense network."""
+        log.info("sequential least squares: reading the dense network's outputs")
+        dense = copy.deepcopy(self._model).to(self._device).eval()
+        self._check_layers(dense)
+        generator = torch.Generator().manual_seed(self._seed)
+        with torch.no_grad():
+            return (
+                self._plain_targets(dense, generator) if self._plan is None else self._fused_targets(dense, generator)
+            )
+
+    def _check_layers(self, dense: nn.Module) -> None:
+        """Puts layers that can't be refitted into `left_out`."""
+        layers = {name: module for name, module in dense.named_modules() if type(module) in REFITTED}
+        weights = [id(layer.weight) for layer in layers.values()]
+        for name, layer in layers.items():
+            groups = getattr(layer, "groups", 1)
+            if weights.count(id(layer.weight)) > 1:
+                self.left_out[name] = "shares its weight"
+            elif 4 * groups * _PARTS * (feature_size(layer) + 1) ** 2 > self._max_bytes:
+                self.left_out[name] = f"its {feature_size(layer)} features take more than max_gib"
+        steps = [] if self._plan is None else [step for step in self._plan.steps if isinstance(step, LayerStep)]
+        for name, count in Counter(step.layer for step in steps).items():
+            if count > 1:
+                self.left_out[name] = "runs several times"
+        norms = Counter(step.norm for step in steps if step.norm is not None)
+        self.left_out |= {step.layer: "its norm runs several times" for step in steps if norms[step.norm] > 1}
+
+    def _is_refitted(self, layer: nn.Module, name: str) -> bool:
+        return type(layer) in REFITTED and name not in self.left_out
+
+    def _fused_targets(self, dense: nn.Module, generator: torch.Generator) -> dict[str, _Target]:
+        assert self._plan is not None
+        targets: dict[str, _Target] = {}
+        forward = _Forward(dense, self._plan, self._batches, self._workers)
+        for step, unread in zip(self._plan.steps, self._plan.last_read, strict=True):
+            layer = dense.get_submodule(step.layer) if isinstance(step, LayerStep) else None
+            if layer is None or not self._is_refitted(layer, step.layer):
+                forward.advance(step, unread)
+                continue
+            others = [] if step.other is None else [values[step.other] for values in forward.values]
+            forward.advance(dataclasses.replace(step, activation=None), unread)
+            outputs = [values[step.output] for values in forward.values]
+            if any(other.shape != output.shape for other, output in zip(others, outputs, strict=bool(others))):
+                self.left_out[step.layer] = "what is added to it is broadcast"
+            else:
+                targets[step.layer] = self._sampled(layer, outputs, generator)
+            if step.activation is not None:
+                for values in forward.values:
+                    values[step.output] = step.activation(values[step.output])
+        return targets
+
+    def _plain_targets(self, dense: nn.Module, generator: torch.Generator) -> dict[str, _Target]:
+        targets: dict[str, _Target] = {}
+
+        def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if name in targets:
+                self.left_out[name] = "runs several times"
+            targets[name] = self._sampled(layer, [output], generator)
+
+        for name, layer in dense.named_modules():
+            if self._is_refitted(layer, name):
+                layer.register_forward_hook(functools.partial(hook, name))
+        dense(torch.cat(self._batches))
+        return {name: target for name, target in targets.items() if name not in self.left_out}
+
+    def _recover_with_hooks(self, network: nn.Module, keep: BoolArray) -> None:
+        def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._refit(network, name, None, list(args), None, keep)
+
+        handles = [
+            network.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name))
+            for name in self._targets
+        ]
+        try:
+            network(torch.cat(self._batches))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _sampled(self, layer: nn.Module, outputs: Sequence[Tensor], generator: torch.Generator) -> _Target:
+        positions = [
+            sample_positions(len(batch), num_positions(layer, batch.shape), self._positions_per_image, generator)
+            for batch in outputs
+        ]
+        moved = tuple(sampled.to(self._device) for sampled in positions)
+        return _Target(moved, tuple(outputs_at(layer, *pair) for pair in zip(outputs, moved, strict=True)))
+
+    def _refit(
+        self,
+        network: nn.Module,
+        name: str,
+        norm_name: str | None,
+        inputs: Sequence[Tensor],
+        others: Sequence[Tensor] | None,
+        keep: BoolArray,
+    ) -> None:
+        """Changes the layer so that, after its norm and with `others` added, it comes nearest to its target."""
+        layer, target = network.get_submodule(name), self._targets[name]
+        norm = None if norm_name is None else network.get_submodule(norm_name)
+        units = self._output_units.get(f"{name}.weight")
+        kept = None if units is None else torch.from_numpy(np.flatnonzero(keep[units])).to(self._device)
+        scale = torch.ones(1, device=self._device) if norm is None else norm_affine(norm)[0]
+        # A norm that outputs a constant hides its layer: such channels stay as they are.
+        inverse = torch.where(scale.abs() > 1e-8, 1 / scale, 0.0)
+        weight, bias = folded(layer, norm)
+        rows = weight_rows(layer, weight).transpose(1, 2)  # [groups, features, outputs]
+
+        def products(part: range) -> tuple[Tensor, Tensor]:
+            """Sums of [features, 1]ᵀ [features, 1] and of [features, 1]ᵀ missing, over some of the batches."""
+            second = cross = torch.zeros(())
+            for index in part:
+                positions, wanted = target.positions[index], target.outputs[index]
+                features = features_at(layer, inputs[index], positions).transpose(0, 1)  # [groups, samples, features]
+                missing = wanted if kept is None else wanted[:, kept]
+                missing = missing - (features @ rows).transpose(0, 1).flatten(1)
+                if bias is not None:
+                    missing -= bias
+                if others is not None:
+                    missing -= outputs_at(layer, others[index], positions)
+                missing = (missing * inverse).unflatten(1, (len(rows), -1)).transpose(0, 1)
+                augmented = F.pad(features, (0, 1), value=1.0)
+                second = second + augmented.mT @ augmented
+                cross = cross + augmented.mT @ missing
+            return second, cross
+
+        parts = [range(start, len(inputs), _PARTS) for start in range(min(_PARTS, len(inputs)))]
+        sums = self._workers.map(products, parts)
+        num_samples = sum(positions.numel() for positions in target.positions)
+        second, cross = (functools.reduce(torch.add, terms) / num_samples for terms in zip(*sums, strict=True))
+        mean, missing = second[:, -1:, :-1], cross[:, -1:]
+        gram, cross = second[:, :-1, :-1], cross[:, :-1]
+        if norm is None and layer.bias is None:
+            change = solve_ridge(gram, cross, self._ridge).to(weight.dtype)
+        else:
+            change = solve_ridge(gram - mean.mT @ mean, cross - mean.mT @ missing, self._ridge).to(weight.dtype)
+            shift_output(layer, norm, (missing - mean @ change).flatten())
+        layer.weight += weight_from_rows(layer, change.mT)
+
+
+class _Forward:
+    """A network run on several batches at once, one step at a time; `values` are each batch's slots."""
+
+    def __init__(self, network: nn.Module, plan: Plan, batches: Sequence[Tensor], workers: Workers) -> None:
+        self.values: list[list[Any]] = [[batch, *[None] * (plan.num_slots - 1)] for batch in batches]
+        self._network = network
+        self._workers = workers
+        self._dtype = batches[0].dtype
+
+    def advance(self, step: LayerStep | CallStep, unread: Sequence[int]) -> None:
+        """Computes `step` with the weights of now, and forgets the slots `unread`."""
+        runner = layer_runner if isinstance(step, LayerStep) else call_runner
+        run = runner(self._network, step, dtype=self._dtype)  # type: ignore[arg-type]
+
+        def one(values: list[Any]) -> None:
+            values[step.output] = run(values)
+            for slot in unread:
+                values[slot] = None
+
+        self._workers.map(one, self.values)
+
+
+def _bytes_per_image(model: nn.Module, images: Tensor) -> float:
+    """A generous guess of what one image's activations take at a time: thrice a layer's largest input and output."""
+    largest = 0
+
+    def hook(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        nonlocal largest
+        tensors = [tensor for tensor in (*args, output) if isinstance(tensor, Tensor)]
+        largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in tensors))
+
+    probe = copy.deepcopy(model).to(images.device).eval()
+    for module in probe.modules():
+        if not list(module.children()):
+            module.register_forward_hook(hook)
+    with torch.no_grad():
+        probe(images)
+    return 3 * largest / len(images)
