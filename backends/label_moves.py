@@ -249,7 +249,13 @@ def select(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     if dim in t.varying(mark.labels):
         return t.opaque(call, f"{call.name} of channels by position in {t.where}")
     labels = mark.labels.narrow(dim, 0, 1)
-    return Channels(labels.squeeze(dim) if call.name.startswith("select") else labels, mark.why)
+    if call.name == "gather":
+        moved = [other for other in t.varying(labels) if call.first.shape[other] != out.shape[other]]
+        if moved:
+            return t.opaque(call, f"gather of channels by position in {t.where}")
+        shape = tuple(out.shape)
+        return combine(t, [(Channels(labels, mark.why), shape), (call["index"], None)], shape, "gather")
+    return Channels(labels if call.name == "index_select" else labels.squeeze(dim), mark.why)
 
 
 @register(MOVES, "index", "_unsafe_index")

@@ -191,6 +191,8 @@ def test_data_movement_moves_labels_as_it_moves_data(function: object) -> None:
         lambda x: x + torch.ones(1, 1, 4, 4),
         lambda x: x * torch.full_like(x, 2),
         lambda x: x.masked_fill(x.bool(), 0.0),
+        lambda x: x.gather(2, x.argmax(2, keepdim=True)),
+        lambda x: x.index_select(2, torch.tensor([1, 0])),
     ],
 )
 def test_channels_stay_where_they_are(function: object) -> None:
@@ -213,6 +215,8 @@ def test_channels_stay_where_they_are(function: object) -> None:
         (lambda x: x.cumsum(1), "cumsum across channels"),
         (lambda x: x.topk(3, 1)[0], "topk across channels"),
         (lambda x: x.roll(1, 1), "rolled channels"),
+        (lambda x: x.gather(2, torch.arange(32).view(1, 8, 1, 4) % 4), "meets a constant (gather"),
+        (lambda x: x.gather(2, torch.zeros(1, 3, 1, 4, dtype=torch.long)), "gather of channels by position"),
         (lambda x: x[:, 3], "select of channels by position"),
         (lambda x: x[:, :3], "a slice of channels"),
         (lambda x: x.split([3, 5], 1)[0], "unequal parts"),

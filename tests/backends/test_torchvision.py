@@ -58,7 +58,7 @@ class Row:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.frozen.most_common())
         norms = f" ({self.norms} layer norms seeing kept channels)" if self.norms else ""
         return (
-            f"{self.name:20s} {self.groups:4d} {self.prunable:8d} {self.frozen.total():7d} {self.seconds:6.1f} s "
+            f"{self.name:20s} {self.groups:6d} {self.prunable:8d} {self.frozen.total():7d} {self.seconds:8.1f} "
             f"{self.exact:9.1e}  {reasons}{norms}"
         )
 
@@ -67,14 +67,11 @@ class Row:
 def table(request: pytest.FixtureRequest) -> Iterator[list[Row]]:
     rows: list[Row] = []
     yield rows
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    if len(rows) > len(FAST):
-        reporter.write_line(
-            "\n\nnetwork           groups prunable  frozen    trace  max diff  frozen channels by reason"
-        )
-        for row in sorted(rows, key=lambda row: row.name):
-            reporter.write_line(str(row))
-        reporter.write_line(f"{len(rows)} networks, largest difference {max(row.exact for row in rows):.1e}")
+    if rows:
+        with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+            print("\n\nnetwork              groups prunable  frozen  trace s  max diff  frozen channels by reason")
+            print("\n".join(str(row) for row in sorted(rows, key=lambda row: row.name)))
+            print(f"{len(rows)} networks, largest difference {max(row.exact for row in rows):.1e}")
 
 
 def build(name: str) -> nn.Module:
