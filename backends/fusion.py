@@ -8,6 +8,7 @@ sequential least squares, which refits a step's layer to what the dense network 
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,15 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise nonlinearity, with the name and scalars oneDNN's fused kernels know it by."""
+    """An elementwise nonlinearity, with the name and scalars oneDNN's fused kernels know it by.
+
+    It is constant up to `flat_below` and from `flat_above` on.
+    """
 
     name: str
     scalars: tuple[float, ...] = ()
+    flat_below: float = 0.0
+    flat_above: float = math.inf
 
     def __call__(self, x: Tensor) -> Tensor:
         """Of `x`, in place where torch can."""
@@ -35,7 +41,9 @@ class Activation:
         return F.hardswish(x, inplace=True)
 
 
-RELU, RELU6, HARDSWISH = Activation("relu"), Activation("hardtanh", (0.0, 6.0)), Activation("hardswish")
+RELU = Activation("relu")
+RELU6 = Activation("hardtanh", (0.0, 6.0), flat_above=6.0)
+HARDSWISH = Activation("hardswish", flat_below=-3.0)
 
 _ACTIVATION_MODULES: Mapping[type, Activation] = {nn.ReLU: RELU, nn.ReLU6: RELU6, nn.Hardswish: HARDSWISH}
 _ACTIVATION_FUNCTIONS: Mapping[Any, Activation] = {

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,17 +35,23 @@ from compsearch.space import BoolArray, Policy, SearchSpace
 log = logging.getLogger(__name__)
 
 
-def solve_ridge(gram: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """``(gram + ridge * mean(diag(gram)) * I)⁻¹ cross``, for batches [..., K, K] and [..., K, O], in float64.
+def ridge_solver(gram: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    """Solves for ``(gram + ridge * mean(diag(gram)) * I)⁻¹ cross``, in float64, for any number of cross [..., K, O].
 
-    Zero for a problem whose gram isn't positive definite in spite of the ridge: all zero, or not finite.
+    `gram` is a matrix or a batch of them [..., K, K]. Where one isn't positive definite in spite of the ridge (all zero,
+    or not finite) the solution is zero.
     """
-    gram, cross = gram.to(torch.float64, copy=True), cross.to(torch.float64)
+    gram = gram.to(torch.float64, copy=True)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     diagonal.add_(ridge * diagonal.mean(-1, keepdim=True))
     factor, info = torch.linalg.cholesky_ex(gram)
-    solution = torch.cholesky_solve(cross, factor)
-    return torch.where((info == 0)[..., None, None], solution, torch.zeros_like(solution))
+    is_solved = (info == 0)[..., None, None]
+
+    def solve(cross: Tensor) -> Tensor:
+        solution = torch.cholesky_solve(cross.to(torch.float64), factor)
+        return torch.where(is_solved, solution, torch.zeros_like(solution))
+
+    return solve
 
 
 def shift_output(layer: nn.Module, norm: nn.Module | None, by: Tensor) -> None:
@@ -162,7 +168,7 @@ class LeastSquaresRecovery:
         if has_intercept:
             gram = gram.addr(mean_kept, mean_kept, alpha=-1)
             cross = cross.addr(mean_kept, mean_lost, alpha=-1)
-        change = solve_ridge(gram, cross @ lost_rows, self._ridge).float()  # [features kept, outputs]
+        change = ridge_solver(gram, self._ridge)(cross @ lost_rows).float()  # [features kept, outputs]
         layer.weight += weight_from_rows(layer, change.T[None]).to(layer.weight.dtype)
         if has_intercept:
             shift_output(layer, norm, mean_lost @ lost_rows - mean_kept @ change)

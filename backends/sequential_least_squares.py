@@ -13,8 +13,9 @@ import copy
 import dataclasses
 import functools
 import logging
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from backends.data import Split
 from backends.fast_inference import call_runner, folded, layer_runner, norm_affine
-from backends.fusion import CallStep, LayerStep, Plan, make_plan
+from backends.fusion import Activation, CallStep, LayerStep, Plan, make_plan
 from backends.gram import (
     REFITTED,
     feature_size,
@@ -36,7 +37,7 @@ from backends.gram import (
     weight_from_rows,
     weight_rows,
 )
-from backends.least_squares import shift_output, solve_ridge
+from backends.least_squares import ridge_solver, shift_output
 from backends.workers import Workers
 from compsearch.space import BoolArray, Policy, SearchSpace
 
@@ -62,7 +63,8 @@ class SequentialLeastSquaresRecovery:
 
     The first policy also pays for a pass of the dense network, of which the outputs at `positions_per_image` sampled
     positions per layer are kept. Every policy costs a pass of its own network with a solve before each layer. `ridge`
-    is relative to the mean second moment of the layer's features, and pulls towards the weights the layer has. All
+    is relative to the mean second moment of the layer's features, and pulls towards the weights the layer has; then the layer
+    is refitted `rectifications` times through the activation that follows. All
     images are in the network at once; fewer are used, which is logged, where their activations would exceed `max_gib`.
 
     Layers left as they were cut are in `left_out` with the reason, once the dense pass is done. Where torch.fx can't
@@ -79,14 +81,15 @@ class SequentialLeastSquaresRecovery:
         seed: int,
         positions_per_image: int,
         ridge: float,
+        rectifications: int,
         batch_size: int,
         max_gib: float,
         num_workers: int | None = None,
     ) -> None:
-        if ridge < 0 or positions_per_image < 1 or max_gib <= 0:
+        if ridge < 0 or positions_per_image < 1 or rectifications < 0 or max_gib <= 0:
             raise ValueError(
-                "`ridge >= 0`, `positions_per_image >= 1` and `max_gib > 0` must hold for sequential least squares, "
-                f"but got {ridge=}, {positions_per_image=}, {max_gib=}"
+                "`ridge >= 0`, `positions_per_image >= 1`, `rectifications >= 0` and `max_gib > 0` must hold for "
+                f"sequential least squares, but got {ridge=}, {positions_per_image=}, {rectifications=}, {max_gib=}"
             )
         self._model = model
         self._space = space
@@ -95,6 +98,7 @@ class SequentialLeastSquaresRecovery:
         self._seed = seed
         self._positions_per_image = positions_per_image
         self._ridge = ridge
+        self._rectifications = rectifications
         self._batch_size = batch_size
         self._max_bytes = max_gib * 2**30
         self._workers = Workers(1 if device.type == "cuda" else num_workers)
@@ -114,7 +118,7 @@ class SequentialLeastSquaresRecovery:
                 if isinstance(step, LayerStep) and step.layer in targets:
                     inputs = [values[step.input] for values in forward.values]
                     others = None if step.other is None else [values[step.other] for values in forward.values]
-                    self._refit(network, step.layer, step.norm, inputs, others, keep)
+                    self._refit(network, step, inputs, others, keep)
                 forward.advance(step, unread)
 
     @functools.cached_property
@@ -200,7 +204,7 @@ class SequentialLeastSquaresRecovery:
 
     def _recover_with_hooks(self, network: nn.Module, keep: BoolArray) -> None:
         def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            self._refit(network, name, None, list(args), None, keep)
+            self._refit(network, LayerStep(name, 0, 0), list(args), None, keep)
 
         handles = [
             network.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name))
@@ -223,53 +227,93 @@ class SequentialLeastSquaresRecovery:
     def _refit(
         self,
         network: nn.Module,
-        name: str,
-        norm_name: str | None,
+        step: LayerStep,
         inputs: Sequence[Tensor],
         others: Sequence[Tensor] | None,
         keep: BoolArray,
     ) -> None:
-        """Changes the layer so that, after its norm and with `others` added, it comes nearest to its target."""
-        layer, target = network.get_submodule(name), self._targets[name]
-        norm = None if norm_name is None else network.get_submodule(norm_name)
-        units = self._output_units.get(f"{name}.weight")
+        """Changes the step's layer so that the step, on these inputs and other summands, comes nearest to its target."""
+        layer, target = network.get_submodule(step.layer), self._targets[step.layer]
+        norm = None if step.norm is None else network.get_submodule(step.norm)
+        units = self._output_units.get(f"{step.layer}.weight")
         kept = None if units is None else torch.from_numpy(np.flatnonzero(keep[units])).to(self._device)
-        scale = torch.ones(1, device=self._device) if norm is None else norm_affine(norm)[0]
-        # A norm that outputs a constant hides its layer: such channels stay as they are.
-        inverse = torch.where(scale.abs() > 1e-8, 1 / scale, 0.0)
+
+        def sample(index: int) -> _Sample:
+            positions, wanted = target.positions[index], target.outputs[index]
+            return _Sample(
+                F.pad(features_at(layer, inputs[index], positions).transpose(0, 1), (0, 1), value=1.0),
+                wanted if kept is None else wanted[:, kept],
+                None if others is None else outputs_at(layer, others[index], positions),
+            )
+
+        samples = self._workers.map(sample, range(len(inputs)))
+        moments = self._mean(samples, lambda one: one.features.mT @ one.features)
+        mean, gram = moments[:, -1:, :-1], moments[:, :-1, :-1]
+        has_intercept = norm is not None or layer.bias is not None
+        solve = ridge_solver(gram - mean.mT @ mean if has_intercept else gram, self._ridge)
+        for is_rectified in [False, *[True] * (self._rectifications if step.activation else 0)]:
+            activation = step.activation if is_rectified else None
+            products = self._mean(samples, _Missing(layer, norm, activation))
+            missing, cross = products[:, -1:], products[:, :-1]
+            if has_intercept:
+                change = solve(cross - mean.mT @ missing).to(cross.dtype)
+                shift_output(layer, norm, (missing - mean @ change).flatten())
+            else:
+                change = solve(cross).to(cross.dtype)
+            layer.weight += weight_from_rows(layer, change.mT).to(layer.weight.dtype)
+
+    def _mean(self, samples: Sequence[_Sample], product: Callable[[_Sample], Tensor]) -> Tensor:
+        """The sum of `product` over all samples, divided by their number."""
+
+        def total(part: Sequence[_Sample]) -> Tensor:
+            return functools.reduce(torch.add, map(product, part))
+
+        parts = [samples[start::_PARTS] for start in range(min(_PARTS, len(samples)))]
+        return functools.reduce(torch.add, self._workers.map(total, parts)) / sum(
+            one.features.shape[1] for one in samples
+        )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A layer's situation in one batch: `features` [groups, samples, features + 1], the last all ones, what the dense
+    network has there (`wanted`), and what is added to the layer (`other`), [samples, out_channels].
+    """
+
+    features: Tensor
+    wanted: Tensor
+    other: Tensor | None
+
+
+class _Missing:
+    """Features times what the layer's output lacks: [groups, features + 1, outputs], in units of before the norm.
+
+    With `activation`, outputs in its flat part lack nothing where the wanted ones are there too, and are otherwise
+    wanted no farther than its edge (Zhang et al. 2016, arXiv:1505.06798, section 3.2, fit through the ReLU likewise).
+    """
+
+    def __init__(self, layer: nn.Module, norm: nn.Module | None, activation: Activation | None) -> None:
         weight, bias = folded(layer, norm)
-        rows = weight_rows(layer, weight).transpose(1, 2)  # [groups, features, outputs]
+        rows = weight_rows(layer, weight)  # [groups, outputs, features]
+        constant = torch.zeros_like(rows[:, :, :1]) if bias is None else bias.reshape(len(rows), -1, 1)
+        self._augmented = torch.cat([rows, constant], dim=2).mT
+        scale = torch.ones_like(weight[:1].flatten()[:1]) if norm is None else norm_affine(norm)[0]
+        # A norm that gives out a constant hides its layer: such channels lack nothing.
+        self._inverse = torch.where(scale.abs() > 1e-8, 1 / scale, 0.0)
+        self._activation = activation
 
-        def products(part: range) -> tuple[Tensor, Tensor]:
-            """Sums of [features, 1]ᵀ [features, 1] and of [features, 1]ᵀ missing, over some of the batches."""
-            second = cross = torch.zeros(())
-            for index in part:
-                positions, wanted = target.positions[index], target.outputs[index]
-                features = features_at(layer, inputs[index], positions).transpose(0, 1)  # [groups, samples, features]
-                missing = wanted if kept is None else wanted[:, kept]
-                missing = missing - (features @ rows).transpose(0, 1).flatten(1)
-                if bias is not None:
-                    missing -= bias
-                if others is not None:
-                    missing -= outputs_at(layer, others[index], positions)
-                missing = (missing * inverse).unflatten(1, (len(rows), -1)).transpose(0, 1)
-                augmented = F.pad(features, (0, 1), value=1.0)
-                second = second + augmented.mT @ augmented
-                cross = cross + augmented.mT @ missing
-            return second, cross
-
-        parts = [range(start, len(inputs), _PARTS) for start in range(min(_PARTS, len(inputs)))]
-        sums = self._workers.map(products, parts)
-        num_samples = sum(positions.numel() for positions in target.positions)
-        second, cross = (functools.reduce(torch.add, terms) / num_samples for terms in zip(*sums, strict=True))
-        mean, missing = second[:, -1:, :-1], cross[:, -1:]
-        gram, cross = second[:, :-1, :-1], cross[:, :-1]
-        if norm is None and layer.bias is None:
-            change = solve_ridge(gram, cross, self._ridge).to(weight.dtype)
-        else:
-            change = solve_ridge(gram - mean.mT @ mean, cross - mean.mT @ missing, self._ridge).to(weight.dtype)
-            shift_output(layer, norm, (missing - mean @ change).flatten())
-        layer.weight += weight_from_rows(layer, change.mT)
+    def __call__(self, sample: _Sample) -> Tensor:
+        predicted = (sample.features @ self._augmented).transpose(0, 1).flatten(1)
+        if sample.other is not None:
+            predicted += sample.other
+        wanted = sample.wanted
+        if self._activation is not None:
+            below, above = self._activation.flat_below, self._activation.flat_above
+            wanted = torch.where(wanted <= below, predicted.clamp(max=below), wanted)
+            if above < math.inf:
+                wanted = torch.where(wanted >= above, predicted.clamp(min=above), wanted)
+        missing = (wanted - predicted) * self._inverse
+        return sample.features.mT @ missing.unflatten(1, (len(sample.features), -1)).transpose(0, 1)
 
 
 class _Forward:

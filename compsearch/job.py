@@ -102,11 +102,15 @@ def assemble(config: Mapping[str, Any], *, splits: Any = None, model: Any = None
     available |= {"cost_models": list(cost_models.values()), "cost_model": cost_model, "budget": budget}
     if model is None:
         _give_weights(config, available)
-    available["calibration"] = make(config["calibration"], {**available, "split": splits.train}, place="calibration")
+    train = {**available, "split": splits.train}
+    available["calibration"] = make(config["calibration"], train, place="calibration")
+    more = {**config["calibration"], "num_images": config["finalist"]["calibration_images"]}
+    final_calibration = make(more, train, place="finalist.calibration_images")
     available["importance"] = make(config["importance"], available, place="importance")
     available["split"] = splits.search
     recovery = make(config["recover"], available, place="recover")
-    final_recovery = make(config["finalist"]["recover"], available, place="finalist.recover")
+    thorough = {**available, "calibration": final_calibration}
+    final_recovery = make(config["finalist"]["recover"], thorough, place="finalist.recover")
     available["evaluator"] = make(config["evaluator"], {**available, "recovery": recovery}, place="evaluator")
     finetune = make(config["finetune"], available, place="finetune")
     workbench = make(

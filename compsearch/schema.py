@@ -48,6 +48,7 @@ class FinalistConfig:
     """The best `num` trials are recovered with `recover` and compared on the search split; the best one is kept."""
 
     num: int = MISSING
+    calibration_images: int = MISSING
     recover: Any = MISSING
 
 

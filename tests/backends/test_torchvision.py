@@ -154,7 +154,7 @@ def check(name: str, policies: int) -> Row:
         differences.append(float((logits - expected).abs().max() / expected.abs().max()))
     frozen: Counter[str] = Counter()
     for item in space.frozen:
-        frozen[item.reason.partition(" in ")[0].partition(":")[0]] += item.size
+        frozen[item.reason.partition(" in ")[0].partition(":")[0].rstrip(",")] += item.size
     row = Row(
         name=name,
         groups=len(space.groups),
