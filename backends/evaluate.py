@@ -1,20 +1,24 @@
-"""Scores policies: extract, recover, and run the search split through the network as fast as the machine can."""
+"""Scoring policies on the search split: extract, recover, classify every image.
+
+What is scored is the extracted network, never the dense one with zeroed channels. How it is run, and the check that it
+predicts what it would as it is in float32, is `backends.runtime`; each batch runs on one core.
+"""
 
 from __future__ import annotations
 
-import copy
+import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backends.data import Split
-from backends.fast_inference import FusedNetwork
-from backends.fusion import make_plan
+from backends.importance import l1_inputs
 from backends.recovery import Recovery
+from backends.runtime import PLAIN, Runtime, choose_runtime
 from backends.surgery import extract
 from backends.training import PRECISIONS, resolve_precision
 from backends.workers import Workers
@@ -24,19 +28,20 @@ from compsearch.trial import Measurement
 
 log = logging.getLogger(__name__)
 
-#: The fast path stays on where it predicts as float32 does on all but this share of the images.
-MAX_DISAGREEMENT = 0.005
-
-_Network = Callable[[Tensor], Tensor]
+#: The runtime is checked on the network that keeps this much of every group.
+_CHECKED_KEEP_RATIO = 0.7
 
 
 class NetworkEvaluator:
-    """Measures extracted networks on the images of `split`, which are prepared once and kept on `device`.
+    """Measures policies of `space` on `split`, whose images are held on `device` in float32.
 
-    The fast path folds norms into convolutions, fuses what follows them, and computes in bfloat16 where the processor
-    has it (`precision` auto) on `num_workers` single-core threads (null: one per core). The first network is measured
-    by the plain float32 module as well: when predictions differ on more than `MAX_DISAGREEMENT` of the images, the fast
-    path falls back to float32, and then to the plain module. `mode` says which one is used. A policy is measured once.
+    `model`, which is not changed, is the dense network, `recovery` what is done to a network after the cut. Every
+    measurement carries the costs of all `cost_models`. A policy is measured once; the answer is remembered.
+
+    `precision` auto is bfloat16 where the device has it natively. It is checked once, on a policy that depends on
+    `space` and `model` alone, so that a resumed run scores as the interrupted one did. `num_workers` batches of
+    `batch_size` images are classified at a time on the CPU, one core each; None for all cores torch may use. The
+    answers don't depend on it.
     """
 
     def __init__(
@@ -50,88 +55,88 @@ class NetworkEvaluator:
         device: torch.device,
         batch_size: int,
         precision: str,
-        num_workers: int | None,
+        num_workers: int | None = None,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`evaluator.batch_size >= 1` must hold, but got {batch_size=}")
         if precision not in PRECISIONS:
             raise ValueError(f"`evaluator.precision` must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
         self._model = model
         self._space = space
-        self._split_name = split.name
+        self._split = split
         self._recovery = recovery
         self._cost_models = tuple(cost_models)
-        batches = [
-            (images.to(device, memory_format=torch.channels_last), labels)
-            for images, labels in split.batches(batch_size)
-        ]
-        self._images = [images for images, _ in batches]
-        self._labels = torch.cat([labels for _, labels in batches]).to(device)
-        self._plan = make_plan(copy.deepcopy(model).eval())
+        self._device = device
+        self._batch_size = batch_size
+        self._precision = precision
         self._workers = Workers(1 if device.type == "cuda" else num_workers)
         self._cache: dict[Policy, Measurement] = {}
-        if precision == "auto":
-            # bfloat16 first where it is native, float32 behind it.
-            self._candidates: tuple[str, ...] = tuple(dict.fromkeys([resolve_precision("auto", device), "float32"]))
-        else:
-            self._candidates = (precision,)
-        #: 'bfloat16', 'float32' (both on the fast path) or 'plain'; empty until the first network was measured.
-        self.mode = ""
 
     def measure(self, policies: Sequence[Policy]) -> list[Measurement]:
-        """One measurement per policy, in their order; NaN where a network gave anything but finite logits."""
+        """One measurement per policy, in that order. Raises ValueError when a policy doesn't fit the space.
+
+        A network that gives NaN or infinity on any image has accuracy and loss NaN.
+        """
         for policy in policies:
             if policy not in self._cache:
                 self._cache[policy] = self._measure(policy)
         return [self._cache[policy] for policy in policies]
 
-    def _measure(self, policy: Policy) -> Measurement:
-        network = extract(self._model, self._space, policy).eval()
+    def recovered(self, policy: Policy) -> nn.Module:
+        """The network that a score of `policy` is of, in eval mode on the evaluator's device."""
+        network = extract(self._model, self._space, policy).to(self._device).eval()
         self._recovery(network, policy)
-        logits = self._logits(network)
-        num_images = len(self._labels)
-        costs = {model.resource: model.cost(policy) for model in self._cost_models}
-        if not bool(logits.isfinite().all()):
-            return Measurement(self._split_name, num_images, math.nan, math.nan, math.nan, costs)
-        is_label = logits.topk(min(5, logits.shape[1])).indices == self._labels[:, None]
-        return Measurement(
-            split=self._split_name,
-            num_images=num_images,
-            accuracy=int(is_label[:, 0].sum()) / num_images,
-            top5=int(is_label.sum()) / num_images,
-            loss=float(F.cross_entropy(logits, self._labels)),
-            costs=costs,
+        return network
+
+    @functools.cached_property
+    def runtime(self) -> Runtime:
+        """How networks are run, checked when first asked for."""
+        keep_ratios = [_CHECKED_KEEP_RATIO] * len(self._space.groups)
+        counts = [self._space.nearest_count(index, ratio) for index, ratio in enumerate(keep_ratios)]
+        policy = self._space.select(counts, l1_inputs(self._model, self._space))
+        network, dense = (
+            self.recovered(policy),
+            extract(self._model, self._space, self._space.full_policy()).to(self._device).eval(),
         )
+        dtype = getattr(torch, resolve_precision(self._precision, self._device))
+        runtime = choose_runtime(network, dense, self._images, self._workers, dtype)
+        if self._precision == "bfloat16" and runtime.dtype != torch.bfloat16:
+            log.warning("evaluator.precision=bfloat16 is not used: it changes too many predictions of this network")
+        return runtime
 
-    def _logits(self, network: nn.Module) -> Tensor:
-        """Float32 logits of all images, [num_images, num_classes]."""
-        if self.mode:
-            return self._run(self._prepared(network, self.mode))
-        exact = self._run(copy.deepcopy(network))
-        if not bool(exact.isfinite().all()):
-            return exact  # nothing to compare with; the next network decides
-        for mode in self._candidates if self._plan is not None else ():
-            try:
-                logits = self._run(self._prepared(copy.deepcopy(network), mode))
-            except (RuntimeError, TypeError, AttributeError) as error:
-                # What a network's own code may raise when it meets another dtype or memory layout.
-                log.info("scores: %s fails on the fast path (%s)", mode, str(error).splitlines()[0])
-                continue
-            off = float((logits.argmax(1) != exact.argmax(1)).float().mean())
-            if bool(logits.isfinite().all()) and off <= MAX_DISAGREEMENT:
-                self.mode = mode
-                log.info("scores: %s, predictions differ from float32 on %.2f%% of the images", mode, 100 * off)
-                return logits
-            log.info("scores: not in %s, where predictions differ on %.2f%% of the images", mode, 100 * off)
-        self.mode = "plain"
-        log.info("scores: the plain module in float32")
-        return exact
+    def _measure(self, policy: Policy) -> Measurement:
+        network = self.recovered(policy)
+        try:
+            logits, _ = self.runtime.logits(network, self._images, self._workers)
+        except RuntimeError as error:
+            # A plan can hold a size that another policy changes; the network itself decides whether it runs.
+            log.warning("scoring by a plan failed, running the network as it is: %s", str(error).splitlines()[0])
+            logits, _ = PLAIN.logits(network, self._images, self._workers)
+        costs = {model.resource: model.cost(policy) for model in self._cost_models}
+        accuracy, top5, loss = _scores(logits, self._labels)
+        return Measurement(self._split.name, len(logits), accuracy, top5, loss, costs)
 
-    def _prepared(self, network: nn.Module, mode: str) -> _Network:
-        if mode == "plain" or self._plan is None:
-            return network
-        return FusedNetwork(network, self._plan, dtype=getattr(torch, mode))
+    @functools.cached_property
+    def _batches(self) -> list[tuple[Tensor, Tensor]]:
+        return [
+            (images.to(self._device, torch.float32, memory_format=torch.channels_last), labels.to(self._device))
+            for images, labels in self._split.batches(self._batch_size)
+        ]
 
-    def _run(self, network: _Network) -> Tensor:
-        # A network's own code may view its activations as contiguous, so that is what the plain module gets.
-        plain = isinstance(network, nn.Module)
-        images = [batch.contiguous() for batch in self._images] if plain else self._images
-        return torch.cat(self._workers.map(network, images)).float()
+    @property
+    def _images(self) -> list[Tensor]:
+        return [images for images, _ in self._batches]
+
+    @functools.cached_property
+    def _labels(self) -> Tensor:
+        return torch.cat([labels for _, labels in self._batches])
+
+
+def _scores(logits: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Top-1 accuracy, top-5 accuracy and mean cross-entropy, all NaN when a logit [N, num_classes] isn't finite."""
+    if not bool(logits.isfinite().all()):
+        return math.nan, math.nan, math.nan
+    is_label = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    num_images = len(labels)
+    loss = float(F.cross_entropy(logits.double(), labels))
+    return float(is_label[:, 0].sum()) / num_images, float(is_label.sum()) / num_images, loss

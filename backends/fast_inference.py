@@ -7,20 +7,22 @@ same steps run as ordinary operations on channels-last tensors.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from backends.fusion import CallStep, LayerStep, Plan, Slot, fill, slots_read
+from backends.fusion import AnyLayer, CallStep, LayerStep, Plan, Slot, fill, layer_at, norm_at, slots_read
 
 #: Computes one step's result from the values of all slots.
 Step = Callable[[list[Any]], Any]
 
 
-def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+def folded(layer: AnyLayer, norm: _BatchNorm | None) -> tuple[Tensor, Tensor | None]:
     """Weight and bias, float32 or wider, of one layer that computes ``norm(layer(x))`` with running statistics."""
     weight, bias = _wide(layer.weight), None if layer.bias is None else _wide(layer.bias)
     if norm is None:
@@ -30,8 +32,10 @@ def folded(layer: nn.Module, norm: nn.Module | None) -> tuple[Tensor, Tensor | N
     return weight * scale.reshape(-1, *[1] * (weight.dim() - 1)), bias
 
 
-def norm_affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def norm_affine(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Scale and shift [C], float32 or wider, that a batch norm in eval mode applies."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     scale = torch.rsqrt(_wide(norm.running_var) + norm.eps)
     if norm.weight is not None:
         scale = scale * _wide(norm.weight)
@@ -47,8 +51,8 @@ def _wide(tensor: Tensor) -> Tensor:
 class FusedNetwork:
     """Runs `plan` with the weights that `network` has now, in `dtype`, on the device `network` is on.
 
-    Takes `network` over: its modules may be converted to `dtype` and must not be used afterwards. Called with images
-    [B, C, H, W] in float32, channels last; returns the network's result. Safe to call from several threads.
+    `network` is not changed, but may be used from here on: it must not change either. Called with images [B, C, H, W]
+    in float32, channels last; returns the network's result. Safe to call from several threads.
 
     Layers that read the images compute in float32 whatever `dtype` is: they cost little, and rounding the images, which
     are finer than bfloat16, was seen to be the largest single source of changed predictions.
@@ -59,19 +63,16 @@ class FusedNetwork:
         takes_float32 = all(isinstance(step, LayerStep) and step.other is None for step in readers)
         self._input_dtype = torch.float32 if takes_float32 else dtype
         self._num_slots, self._result = plan.num_slots, plan.result
-        runs: dict[int, Step] = {}
-        # Layers first: their weights are folded in float32, before modules that serve other steps are converted.
-        for step in plan.steps:
-            if isinstance(step, LayerStep):
-                reads_images = takes_float32 and step.input == 0
-                run = layer_runner(network, step, dtype=torch.float32 if reads_images else dtype)
-                runs[step.output] = _converted(run, dtype) if reads_images else run
+        runs: list[Step] = []
         for step in plan.steps:
             if isinstance(step, CallStep):
-                runs[step.output] = call_runner(network, step, dtype=dtype)
-        self._steps = [
-            (runs[step.output], step.output, unread) for step, unread in zip(plan.steps, plan.last_read, strict=True)
-        ]
+                runs.append(call_runner(network, step, dtype=dtype))
+            elif takes_float32 and step.input == 0:
+                runs.append(_converted(layer_runner(network, step, dtype=torch.float32), dtype))
+            else:
+                runs.append(layer_runner(network, step, dtype=dtype))
+        outputs = [step.output for step in plan.steps]
+        self._steps = list(zip(runs, outputs, plan.last_read, strict=True))
 
     def __call__(self, images: Tensor) -> Any:
         values: list[Any] = [None] * self._num_slots
@@ -89,8 +90,8 @@ def _converted(run: Step, dtype: torch.dtype) -> Step:
 
 def layer_runner(network: nn.Module, step: LayerStep, *, dtype: torch.dtype) -> Step:
     """Computes `step` from the list of slot values, with the weights that its layer and norm have now."""
-    layer = network.get_submodule(step.layer)
-    weight, bias = folded(layer, None if step.norm is None else network.get_submodule(step.norm))
+    layer = layer_at(network, step.layer)
+    weight, bias = folded(layer, norm_at(network, step.norm))
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     is_plain = type(layer) is not nn.Conv2d or isinstance(layer.padding, str) or layer.padding_mode != "zeros"
     if is_plain or not has_fused_kernels(weight):
@@ -100,7 +101,7 @@ def layer_runner(network: nn.Module, step: LayerStep, *, dtype: torch.dtype) -> 
 
 
 def call_runner(network: nn.Module, step: CallStep, *, dtype: torch.dtype) -> Step:
-    """Computes `step` from the list of slot values; converts the module or tensor it uses to `dtype`."""
+    """Computes `step` from the list of slot values, with the module or tensor it uses, or a copy of it in `dtype`."""
     if step.kind == "get_attr":
         constant = _attribute(network, step.target, dtype)
         return lambda values: constant
@@ -129,8 +130,11 @@ def _method(name: str) -> Callable[..., Any]:
 
 def _module(network: nn.Module, path: str, dtype: torch.dtype) -> nn.Module:
     module = network.get_submodule(path)
+    tensors = [*module.parameters(), *module.buffers()]
     # Batch norms take statistics in float32 with activations in bfloat16, and lose precision otherwise.
-    return module if isinstance(module, nn.modules.batchnorm._BatchNorm) else module.to(dtype)
+    if isinstance(module, _BatchNorm) or all(tensor.dtype == dtype for tensor in tensors):
+        return module
+    return copy.deepcopy(module).to(dtype)
 
 
 def _attribute(network: nn.Module, path: str, dtype: torch.dtype) -> Any:
@@ -144,7 +148,7 @@ def has_fused_kernels(weight: Tensor) -> bool:
     mkldnn = torch.ops.mkldnn
     return (
         weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and all(hasattr(mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
         and (
             weight.dtype == torch.float32
@@ -158,63 +162,53 @@ def _fused_convolution(step: LayerStep, layer: nn.Conv2d, weight: Tensor, bias: 
     packed = torch.ops.mkldnn._reorder_convolution_weight(
         weight.contiguous(memory_format=torch.channels_last), padding, stride, dilation, groups
     )
-    pointwise = torch.ops.mkldnn._convolution_pointwise
-    source, other = step.input, step.other
-    kernel, scalars = ("none", []) if step.activation is None else (step.activation.name, list(step.activation.scalars))
+    source, other, activation = step.input, step.other, step.activation
+    name, scalars = ("none", []) if activation is None else (activation.name, list(activation.scalars))
+    unary = torch.ops.mkldnn._convolution_pointwise.default
+    binary = torch.ops.mkldnn._convolution_pointwise.binary
+
+    def run(values: list[Any]) -> Any:
+        return unary(values[source], packed, bias, padding, stride, dilation, groups, name, scalars, "")
+
     if other is None:
-        plain = pointwise.default
-
-        def run(values: list[Any]) -> Tensor:
-            return plain(values[source], packed, bias, padding, stride, dilation, groups, kernel, scalars, "")
-
         return run
-    binary = pointwise.binary
-    activation = step.activation
-    fused = kernel if kernel == "relu" else None
-    late = activation if kernel != "relu" else None
-    expected = _output_shape(layer)
+    # After an addition the kernel knows ReLU only.
+    fused = "relu" if name == "relu" else None
+    late = None if fused else activation
 
-    def run_with_addition(values: list[Any]) -> Tensor:
+    def run_with_addition(values: list[Any]) -> Any:
         x, addend = values[source], values[other]
-        if addend.shape == expected(x):
-            sum_ = binary(x, addend, packed, bias, padding, stride, dilation, groups, "add", None, fused, [], "")
-            return sum_ if late is None else late(sum_)
-        # A broadcast sum.
-        sum_ = pointwise.default(x, packed, bias, padding, stride, dilation, groups, "none", [], "") + addend
-        return sum_ if activation is None else activation(sum_)
+        if addend.shape == _output_shape(layer, x):
+            result = binary(x, addend, packed, bias, padding, stride, dilation, groups, "add", None, fused, [], "")
+            return result if late is None else late(result)
+        # The kernel can't broadcast.
+        result = unary(x, packed, bias, padding, stride, dilation, groups, "none", [], "") + addend
+        return result if activation is None else activation(result)
 
     return run_with_addition
 
 
-def _output_shape(layer: nn.Conv2d) -> Callable[[Tensor], tuple[int, ...]]:
-    def shape(x: Tensor) -> tuple[int, ...]:
-        sides = [
-            (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for size, pad, dilation, kernel, stride in zip(
-                x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True
-            )
-        ]
-        return (x.shape[0], layer.out_channels, *sides)
-
-    return shape
+def _output_shape(layer: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    height, width = (
+        (x.shape[2 + side] + 2 * int(layer.padding[side]) - layer.dilation[side] * (layer.kernel_size[side] - 1) - 1)
+        // layer.stride[side]
+        + 1
+        for side in (0, 1)
+    )
+    return (x.shape[0], layer.out_channels, height, width)
 
 
-def _plain_layer(step: LayerStep, layer: nn.Module, weight: Tensor, bias: Tensor | None) -> Step:
+def _plain_layer(step: LayerStep, layer: AnyLayer, weight: Tensor, bias: Tensor | None) -> Step:
     source, other, activation = step.input, step.other, step.activation
     if weight.dim() == 4:
         weight = weight.contiguous(memory_format=torch.channels_last)
 
-    def run(values: list[Any]) -> Tensor:
-        result = apply_layer(layer, values[source], weight, bias)
+    def run(values: list[Any]) -> Any:
+        x = values[source]
+        is_linear = isinstance(layer, nn.Linear)
+        result = F.linear(x, weight, bias) if is_linear else layer._conv_forward(x, weight, bias)
         if other is not None:
             result = result + values[other]
         return result if activation is None else activation(result)
 
     return run
-
-
-def apply_layer(layer: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What `layer` computes of `x` with another weight and bias."""
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, bias)
-    return layer._conv_forward(x, weight, bias)

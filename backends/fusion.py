@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ _ACTIVATION_FUNCTIONS: Mapping[Any, Activation] = {
     F.hardswish: HARDSWISH,
 }
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+#: What a layer step runs.
+AnyLayer = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -166,10 +169,9 @@ class _Planner:
                 continue
             chain = [node]
             for extends in (self._is_norm, self._is_addition, self._is_activation):
-                [follower, *more] = list(chain[-1].users) or [None]
-                if follower is None or more or follower in taken or not extends(follower, chain[-1]):
-                    continue
-                chain.append(follower)
+                followers = list(chain[-1].users)
+                if len(followers) == 1 and followers[0] not in taken and extends(followers[0], chain[-1]):
+                    chain.append(followers[0])
             taken.update(chain)
             chains[chain[-1]] = chain
         return chains
@@ -229,8 +231,24 @@ class _Planner:
         def slot(argument: fx.Node) -> Slot:
             return Slot(self._slots[argument])
 
-        args, kwargs = fx.map_arg((node.args, node.kwargs), slot)  # type: ignore[arg-type, return-value]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), slot)  # type: ignore[arg-type]
         return CallStep(node.op, node.target, args, kwargs, self._slots[node])
+
+
+def layer_at(network: nn.Module, path: str) -> AnyLayer:
+    """The layer of a layer step."""
+    layer = network.get_submodule(path)
+    assert isinstance(layer, _LAYERS), path
+    return layer
+
+
+def norm_at(network: nn.Module, path: str | None) -> _BatchNorm | None:
+    """The norm of a layer step, None where it has none."""
+    if path is None:
+        return None
+    norm = network.get_submodule(path)
+    assert isinstance(norm, _BatchNorm), path
+    return norm
 
 
 def slots_read(step: LayerStep | CallStep) -> set[int]:

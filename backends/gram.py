@@ -11,6 +11,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,23 @@ from torch.nn import functional as F
 
 from backends.data import Split
 
-#: Convolutions are refitted where their windows can be read off a padded input.
-REFITTED = (nn.Conv2d, nn.Linear)
+#: Layers whose features can be collected.
+RefittedLayer = nn.Conv2d | nn.Linear
 
 
-def feature_size(layer: nn.Module) -> int:
+def is_refitted(layer: nn.Module) -> TypeGuard[RefittedLayer]:
+    """Whether a layer's features can be collected; a subclass may compute something else."""
+    return type(layer) in (nn.Conv2d, nn.Linear)
+
+
+def refitted_at(network: nn.Module, path: str) -> RefittedLayer:
+    """The layer at `path`, which must be one whose features can be collected."""
+    layer = network.get_submodule(path)
+    assert is_refitted(layer), path
+    return layer
+
+
+def feature_size(layer: RefittedLayer) -> int:
     """Columns of a group's features: kernel positions × input channels per group."""
     return layer.weight[0].numel()
 
@@ -38,13 +51,13 @@ def sample_positions(num_images: int, num_positions: int, num_samples: int, gene
     return ((torch.arange(num_samples) + within) * (num_positions / num_samples)).long()
 
 
-def num_positions(layer: nn.Module, output_shape: Sequence[int]) -> int:
+def num_positions(layer: RefittedLayer, output_shape: Sequence[int]) -> int:
     """Output positions per image of a layer whose output has that shape."""
     sides = output_shape[2:] if isinstance(layer, nn.Conv2d) else output_shape[1:-1]
     return int(torch.Size(sides).numel())
 
 
-def outputs_at(layer: nn.Module, outputs: Tensor, positions: Tensor) -> Tensor:
+def outputs_at(layer: RefittedLayer, outputs: Tensor, positions: Tensor) -> Tensor:
     """Outputs of `layer` at `positions` [B, P], [B * P, out_channels]."""
     if isinstance(layer, nn.Conv2d):
         outputs = outputs.permute(0, 2, 3, 1)
@@ -52,14 +65,13 @@ def outputs_at(layer: nn.Module, outputs: Tensor, positions: Tensor) -> Tensor:
     return flat.gather(1, positions[..., None].expand(-1, -1, flat.shape[2])).flatten(0, 1)
 
 
-def features_at(layer: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
+def features_at(layer: RefittedLayer, inputs: Tensor, positions: Tensor) -> Tensor:
     """What `layer` multiplies at output `positions` [B, P], [B * P, groups, features].
 
     Features are in the order of `weight_rows`. A linear layer has one group.
     """
     if isinstance(layer, nn.Linear):
         return outputs_at(layer, inputs, positions)[:, None]
-    assert isinstance(layer, nn.Conv2d)
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
     padded = padded.permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
@@ -78,21 +90,21 @@ def features_at(layer: nn.Module, inputs: Tensor, positions: Tensor) -> Tensor:
     return picked.transpose(1, 2).flatten(2)
 
 
-def weight_rows(layer: nn.Module, weight: Tensor) -> Tensor:
+def weight_rows(layer: RefittedLayer, weight: Tensor) -> Tensor:
     """A weight of `layer` as rows over features, [groups, out_channels per group, features]; a view where it can be."""
     if isinstance(layer, nn.Linear):
         return weight[None]
     return weight.permute(0, 2, 3, 1).reshape(layer.groups, len(weight) // layer.groups, -1)
 
 
-def weight_from_rows(layer: nn.Module, rows: Tensor) -> Tensor:
+def weight_from_rows(layer: RefittedLayer, rows: Tensor) -> Tensor:
     """The inverse of `weight_rows`."""
     if isinstance(layer, nn.Linear):
         return rows[0]
     return rows.reshape(-1, *layer.kernel_size, layer.in_channels // layer.groups).permute(0, 3, 1, 2).contiguous()
 
 
-def feature_indices(layer: nn.Module, channels: Tensor) -> Tensor:
+def feature_indices(layer: RefittedLayer, channels: Tensor) -> Tensor:
     """Which features of an ungrouped layer belong to the input `channels`, in the order of `weight_rows`."""
     if isinstance(layer, nn.Linear):
         return channels
@@ -107,10 +119,6 @@ class Moments:
 
     mean: Tensor
     second: Tensor
-
-
-class Unfit(ValueError):
-    """A layer that isn't refitted; says why."""
 
 
 def collect_moments(
@@ -132,7 +140,7 @@ def collect_moments(
     counts: dict[str, int] = dict.fromkeys(layers, 0)
     generator = torch.Generator().manual_seed(seed)
 
-    def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(name: str, layer: RefittedLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
         [inputs] = args
         available = num_positions(layer, output.shape)
         positions = sample_positions(len(inputs), available, positions_per_image, generator).to(device)
@@ -146,7 +154,7 @@ def collect_moments(
         counts[name] += len(features)
 
     for name in layers:
-        model.get_submodule(name).register_forward_hook(partial(hook, name))
+        refitted_at(model, name).register_forward_hook(partial(hook, name))
     with torch.no_grad():
         for images, _ in calibration.batches(batch_size):
             model(images.to(device))

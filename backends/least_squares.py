@@ -16,21 +16,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backends.data import Split
-from backends.fusion import LayerStep, make_plan
+from backends.fusion import LayerStep, make_plan, norm_at
 from backends.gram import (
-    REFITTED,
     Moments,
+    RefittedLayer,
     collect_moments,
     feature_indices,
     feature_size,
+    is_refitted,
+    refitted_at,
     weight_from_rows,
     weight_rows,
 )
-from compsearch.space import BoolArray, Policy, SearchSpace
+from compsearch.space import BoolArray, IntArray, Policy, SearchSpace
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +40,8 @@ log = logging.getLogger(__name__)
 def ridge_solver(gram: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     """Solves for ``(gram + ridge * mean(diag(gram)) * I)⁻¹ cross``, in float64, for any number of cross [..., K, O].
 
-    `gram` is a matrix or a batch of them [..., K, K]. Where one isn't positive definite in spite of the ridge (all zero,
-    or not finite) the solution is zero.
+    `gram` is a matrix or a batch of them [..., K, K]. Where one isn't positive definite in spite of the ridge (all
+    zero, or not finite) the solution is zero.
     """
     gram = gram.to(torch.float64, copy=True)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
@@ -54,12 +56,11 @@ def ridge_solver(gram: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     return solve
 
 
-def shift_output(layer: nn.Module, norm: nn.Module | None, by: Tensor) -> None:
+def shift_output(layer: RefittedLayer, norm: _BatchNorm | None, by: Tensor) -> None:
     """Adds `by` [out_channels] to what `layer` gives to what follows it: to its bias, or inside the norm after it."""
-    if norm is not None:
-        norm.running_mean -= by.to(norm.running_mean.dtype)
-    else:
-        layer.bias += by.to(layer.bias.dtype)
+    held = layer.bias if norm is None else norm.running_mean
+    assert held is not None
+    held.add_(by.to(held.dtype), alpha=1 if norm is None else -1)
 
 
 def followers(model: nn.Module) -> dict[str, str]:
@@ -80,8 +81,8 @@ class _Consumer:
 
     name: str
     norm: str | None
-    inputs: NDArray[np.int64]
-    outputs: NDArray[np.int64]
+    inputs: IntArray
+    outputs: IntArray
 
 
 class LeastSquaresRecovery:
@@ -153,8 +154,8 @@ class LeastSquaresRecovery:
 
     def _refit(self, consumer: _Consumer, network: nn.Module, kept_inputs: BoolArray, kept_outputs: BoolArray) -> None:
         moments = self.moments[consumer.name]
-        dense, layer = self._model.get_submodule(consumer.name), network.get_submodule(consumer.name)
-        norm = None if consumer.norm is None else network.get_submodule(consumer.norm)
+        dense, layer = refitted_at(self._model, consumer.name), refitted_at(network, consumer.name)
+        norm = norm_at(network, consumer.norm)
         has_intercept = norm is not None or layer.bias is not None
         channels = [torch.from_numpy(np.flatnonzero(kept)).to(self._device) for kept in (kept_inputs, ~kept_inputs)]
         kept, lost = (feature_indices(dense, part) for part in channels)
@@ -187,7 +188,7 @@ def _consumers(model: nn.Module, space: SearchSpace) -> tuple[list[_Consumer], d
             continue
         name, _, attribute = parameter.rpartition(".")
         layer = model.get_submodule(name)
-        if attribute != "weight" or type(layer) not in REFITTED:
+        if attribute != "weight" or not is_refitted(layer):
             left_out[name] = "not a 2-d convolution or linear layer"
         elif getattr(layer, "groups", 1) > 1:
             left_out[name] = "grouped convolution"
@@ -203,7 +204,7 @@ def _within_memory(
     model: nn.Module, consumers: list[_Consumer], max_gram_gib: float
 ) -> tuple[list[_Consumer], dict[str, str]]:
     """As many of the consumers as fit, narrow ones first, in their own order; the others with the reason."""
-    sizes = {consumer.name: 4 * (feature_size(model.get_submodule(consumer.name)) + 1) ** 2 for consumer in consumers}
+    sizes = {consumer.name: 4 * (feature_size(refitted_at(model, consumer.name)) + 1) ** 2 for consumer in consumers}
     left = max_gram_gib * 2**30
     too_wide: dict[str, str] = {}
     for name, size in sorted(sizes.items(), key=lambda item: item[1]):

@@ -23,16 +23,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from backends.data import Split
 from backends.fast_inference import call_runner, folded, layer_runner, norm_affine
-from backends.fusion import Activation, CallStep, LayerStep, Plan, make_plan
+from backends.fusion import Activation, CallStep, LayerStep, Plan, make_plan, norm_at
 from backends.gram import (
-    REFITTED,
+    RefittedLayer,
     feature_size,
     features_at,
+    is_refitted,
     num_positions,
     outputs_at,
+    refitted_at,
     sample_positions,
     weight_from_rows,
     weight_rows,
@@ -63,9 +66,9 @@ class SequentialLeastSquaresRecovery:
 
     The first policy also pays for a pass of the dense network, of which the outputs at `positions_per_image` sampled
     positions per layer are kept. Every policy costs a pass of its own network with a solve before each layer. `ridge`
-    is relative to the mean second moment of the layer's features, and pulls towards the weights the layer has; then the layer
-    is refitted `rectifications` times through the activation that follows. All
-    images are in the network at once; fewer are used, which is logged, where their activations would exceed `max_gib`.
+    is relative to the mean second moment of the layer's features, and pulls towards the weights the layer has. Then the
+    layer is refitted `rectifications` times through the activation that follows it. All images are in the network at
+    once; fewer are used, which is logged, where their activations would exceed `max_gib`.
 
     Layers left as they were cut are in `left_out` with the reason, once the dense pass is done. Where torch.fx can't
     trace the network, each layer is refitted to its own dense outputs, without the sum that follows.
@@ -133,7 +136,7 @@ class SequentialLeastSquaresRecovery:
         if room < len(images):
             log.info("sequential least squares: %d of %d images fit in max_gib", max(room, 1), len(images))
         used = images[: max(room, 1)].to(self._device, memory_format=torch.channels_last)
-        return list(used.split(self._batch_size))
+        return list(torch.split(used, self._batch_size))
 
     @functools.cached_property
     def _targets(self) -> Mapping[str, _Target]:
@@ -149,7 +152,7 @@ class SequentialLeastSquaresRecovery:
 
     def _check_layers(self, dense: nn.Module) -> None:
         """Puts layers that can't be refitted into `left_out`."""
-        layers = {name: module for name, module in dense.named_modules() if type(module) in REFITTED}
+        layers = {name: module for name, module in dense.named_modules() if is_refitted(module)}
         weights = [id(layer.weight) for layer in layers.values()]
         for name, layer in layers.items():
             groups = getattr(layer, "groups", 1)
@@ -161,19 +164,23 @@ class SequentialLeastSquaresRecovery:
         for name, count in Counter(step.layer for step in steps).items():
             if count > 1:
                 self.left_out[name] = "runs several times"
-        norms = Counter(step.norm for step in steps if step.norm is not None)
-        self.left_out |= {step.layer: "its norm runs several times" for step in steps if norms[step.norm] > 1}
+        norms = Counter(step.norm for step in steps)
+        for step in steps:
+            if step.norm is not None and norms[step.norm] > 1:
+                self.left_out[step.layer] = "its norm runs several times"
 
-    def _is_refitted(self, layer: nn.Module, name: str) -> bool:
-        return type(layer) in REFITTED and name not in self.left_out
+    def _refitted(self, dense: nn.Module) -> dict[str, RefittedLayer]:
+        return {
+            name: module for name, module in dense.named_modules() if is_refitted(module) and name not in self.left_out
+        }
 
     def _fused_targets(self, dense: nn.Module, generator: torch.Generator) -> dict[str, _Target]:
         assert self._plan is not None
         targets: dict[str, _Target] = {}
+        layers = self._refitted(dense)
         forward = _Forward(dense, self._plan, self._batches, self._workers)
         for step, unread in zip(self._plan.steps, self._plan.last_read, strict=True):
-            layer = dense.get_submodule(step.layer) if isinstance(step, LayerStep) else None
-            if layer is None or not self._is_refitted(layer, step.layer):
+            if not isinstance(step, LayerStep) or step.layer not in layers:
                 forward.advance(step, unread)
                 continue
             others = [] if step.other is None else [values[step.other] for values in forward.values]
@@ -182,7 +189,7 @@ class SequentialLeastSquaresRecovery:
             if any(other.shape != output.shape for other, output in zip(others, outputs, strict=bool(others))):
                 self.left_out[step.layer] = "what is added to it is broadcast"
             else:
-                targets[step.layer] = self._sampled(layer, outputs, generator)
+                targets[step.layer] = self._sampled(layers[step.layer], outputs, generator)
             if step.activation is not None:
                 for values in forward.values:
                     values[step.output] = step.activation(values[step.output])
@@ -191,14 +198,13 @@ class SequentialLeastSquaresRecovery:
     def _plain_targets(self, dense: nn.Module, generator: torch.Generator) -> dict[str, _Target]:
         targets: dict[str, _Target] = {}
 
-        def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(name: str, layer: RefittedLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
             if name in targets:
                 self.left_out[name] = "runs several times"
             targets[name] = self._sampled(layer, [output], generator)
 
-        for name, layer in dense.named_modules():
-            if self._is_refitted(layer, name):
-                layer.register_forward_hook(functools.partial(hook, name))
+        for name, layer in self._refitted(dense).items():
+            layer.register_forward_hook(functools.partial(hook, name))
         dense(torch.cat(self._batches))
         return {name: target for name, target in targets.items() if name not in self.left_out}
 
@@ -216,7 +222,7 @@ class SequentialLeastSquaresRecovery:
             for handle in handles:
                 handle.remove()
 
-    def _sampled(self, layer: nn.Module, outputs: Sequence[Tensor], generator: torch.Generator) -> _Target:
+    def _sampled(self, layer: RefittedLayer, outputs: Sequence[Tensor], generator: torch.Generator) -> _Target:
         positions = [
             sample_positions(len(batch), num_positions(layer, batch.shape), self._positions_per_image, generator)
             for batch in outputs
@@ -232,9 +238,9 @@ class SequentialLeastSquaresRecovery:
         others: Sequence[Tensor] | None,
         keep: BoolArray,
     ) -> None:
-        """Changes the step's layer so that the step, on these inputs and other summands, comes nearest to its target."""
-        layer, target = network.get_submodule(step.layer), self._targets[step.layer]
-        norm = None if step.norm is None else network.get_submodule(step.norm)
+        """Changes the layer so that the step, on these inputs and other summands, comes nearest to its target."""
+        layer, target = refitted_at(network, step.layer), self._targets[step.layer]
+        norm = norm_at(network, step.norm)
         units = self._output_units.get(f"{step.layer}.weight")
         kept = None if units is None else torch.from_numpy(np.flatnonzero(keep[units])).to(self._device)
 
@@ -292,7 +298,7 @@ class _Missing:
     wanted no farther than its edge (Zhang et al. 2016, arXiv:1505.06798, section 3.2, fit through the ReLU likewise).
     """
 
-    def __init__(self, layer: nn.Module, norm: nn.Module | None, activation: Activation | None) -> None:
+    def __init__(self, layer: RefittedLayer, norm: _BatchNorm | None, activation: Activation | None) -> None:
         weight, bias = folded(layer, norm)
         rows = weight_rows(layer, weight)  # [groups, outputs, features]
         constant = torch.zeros_like(rows[:, :, :1]) if bias is None else bias.reshape(len(rows), -1, 1)
@@ -313,7 +319,8 @@ class _Missing:
             if above < math.inf:
                 wanted = torch.where(wanted >= above, predicted.clamp(min=above), wanted)
         missing = (wanted - predicted) * self._inverse
-        return sample.features.mT @ missing.unflatten(1, (len(sample.features), -1)).transpose(0, 1)
+        by_group = missing.reshape(len(missing), len(sample.features), -1).transpose(0, 1)
+        return torch.matmul(sample.features.mT, by_group)
 
 
 class _Forward:
