@@ -204,9 +204,10 @@ def _plain_layer(step: LayerStep, layer: AnyLayer, weight: Tensor, bias: Tensor 
         weight = weight.contiguous(memory_format=torch.channels_last)
 
     def run(values: list[Any]) -> Any:
-        x = values[source]
-        is_linear = isinstance(layer, nn.Linear)
-        result = F.linear(x, weight, bias) if is_linear else layer._conv_forward(x, weight, bias)
+        if isinstance(layer, nn.Linear):
+            result = F.linear(values[source], weight, bias)
+        else:
+            result = layer._conv_forward(values[source], weight, bias)
         if other is not None:
             result = result + values[other]
         return result if activation is None else activation(result)

@@ -56,6 +56,28 @@ def ridge_solver(gram: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
     return solve
 
 
+def wide_ridge_solver(features: Tensor, ridge: float) -> Callable[[Tensor], Tensor]:
+    """`ridge_solver` for ``gram = featuresᵀ features`` with fewer samples than features, `features` [..., M, K].
+
+    By the matrix inversion lemma, ``(λI + BᵀB)⁻¹ = (I - Bᵀ(λI + BBᵀ)⁻¹B) / λ``: a problem of M unknowns instead of K.
+    """
+    features = features.to(torch.float64)
+    ridge = max(ridge, 1e-9)  # λ divides, and without one the smaller problem has no unique answer either
+    strength = ridge * features.square().sum((-2, -1), keepdim=True) / features.shape[-1]
+    small = features @ features.mT + strength * torch.eye(
+        features.shape[-2], dtype=torch.float64, device=features.device
+    )
+    factor, info = torch.linalg.cholesky_ex(small)
+    is_solved = (info == 0)[..., None, None] & (strength > 0)
+
+    def solve(cross: Tensor) -> Tensor:
+        cross = cross.to(torch.float64)
+        solution = (cross - features.mT @ torch.cholesky_solve(features @ cross, factor)) / strength
+        return torch.where(is_solved, solution, torch.zeros_like(solution))
+
+    return solve
+
+
 def shift_output(layer: RefittedLayer, norm: _BatchNorm | None, by: Tensor) -> None:
     """Adds `by` [out_channels] to what `layer` gives to what follows it: to its bias, or inside the norm after it."""
     held = layer.bias if norm is None else norm.running_mean

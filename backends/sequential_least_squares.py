@@ -40,7 +40,7 @@ from backends.gram import (
     weight_from_rows,
     weight_rows,
 )
-from backends.least_squares import ridge_solver, shift_output
+from backends.least_squares import ridge_solver, shift_output, wide_ridge_solver
 from backends.workers import Workers
 from compsearch.space import BoolArray, Policy, SearchSpace
 
@@ -253,10 +253,18 @@ class SequentialLeastSquaresRecovery:
             )
 
         samples = self._workers.map(sample, range(len(inputs)))
-        moments = self._mean(samples, lambda one: one.features.mT @ one.features)
-        mean, gram = moments[:, -1:, :-1], moments[:, :-1, :-1]
         has_intercept = norm is not None or layer.bias is not None
-        solve = ridge_solver(gram - mean.mT @ mean if has_intercept else gram, self._ridge)
+        num_samples = sum(one.features.shape[1] for one in samples)
+        if num_samples < feature_size(layer):
+            # Fewer samples than features, as deep layers of small images have: solved among the samples.
+            stacked = torch.cat([one.features for one in samples], dim=1)[..., :-1]
+            mean = stacked.mean(1, keepdim=True)
+            centred = stacked - mean if has_intercept else stacked
+            solve = wide_ridge_solver(centred / math.sqrt(num_samples), self._ridge)
+        else:
+            moments = self._mean(samples, lambda one: one.features.mT @ one.features)
+            mean, gram = moments[:, -1:, :-1], moments[:, :-1, :-1]
+            solve = ridge_solver(gram - mean.mT @ mean if has_intercept else gram, self._ridge)
         for is_rectified in [False, *[True] * (self._rectifications if step.activation else 0)]:
             activation = step.activation if is_rectified else None
             products = self._mean(samples, _Missing(layer, norm, activation))

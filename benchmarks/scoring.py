@@ -1,0 +1,391 @@
+"""How long one score takes: ours against the ways it is done elsewhere, and what each ingredient brings.
+
+    python -m benchmarks.scoring --images FOLDER --weights FILE
+
+FOLDER holds train/<class>/*.png, FILE a state_dict of the CIFAR ResNet; without them images and weights are random,
+which times the same and says nothing about predictions. Every network is ResNet-56 with its inner channels cut
+uniformly to half the MACs. Compared are, on the same images and with the same recovery,
+
+(a) scoring as AMC's released code does it: the full-size float32 network with zeroed channels, a DataLoader that opens,
+    decodes and normalises each image, in batches of 50 with 16 loader processes (its defaults);
+(b) the same full-size float32 network fed from tensors in memory, in batches of 128 (faster here than 50 or 256);
+(c) `NetworkEvaluator`.
+
+Everything is timed in turns, slice by slice, over several rounds. The fastest round of each slice counts, as the others
+had to share the machine; medians are printed beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import resource
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from torchvision.io import write_png
+
+from backends.batch_norm import BatchNormRecovery
+from backends.cifar_resnet import CifarResNet
+from backends.data import NORMALISATIONS, TensorSplit
+from backends.evaluate import NetworkEvaluator
+from backends.fast_inference import FusedNetwork, folded
+from backends.fusion import LayerStep, layer_at, make_plan, norm_at
+from backends.groups import trace
+from backends.importance import l1_inputs
+from backends.least_squares import LeastSquaresRecovery
+from backends.macs import MacsCost
+from backends.recovery import NoRecovery, Recovery
+from backends.runtime import Runtime
+from backends.surgery import extract, mask
+from backends.workers import Workers
+from compsearch.space import Policy, SearchSpace
+
+CPU = torch.device("cpu")
+BATCH = 128
+LOADER_BATCH, LOADER_WORKERS = 50, 16
+Pass = Callable[[int], Tensor]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is scored: `search` images as files and in memory, `calibration` ones likewise."""
+
+    model: nn.Module
+    space: SearchSpace
+    policy: Policy
+    search_files: Subset[Any]
+    calibration_files: Subset[Any]
+    search: TensorSplit
+    calibration: TensorSplit
+    num_slices: int
+
+    def slices(self) -> list[Tensor]:
+        return list(self.search.images.chunk(self.num_slices))
+
+
+class Stopwatch:
+    """Seconds by name and slice, one list entry per round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, dict[int, list[float]]] = {}
+
+    def time(self, name: str, index: int, run: Callable[..., Result], *arguments: Any) -> Result:
+        start = time.perf_counter()
+        result = run(*arguments)
+        self.seconds.setdefault(name, {}).setdefault(index, []).append(time.perf_counter() - start)
+        return result
+
+    def best(self, name: str) -> float:
+        return sum(min(rounds) for rounds in self.seconds[name].values())
+
+    def median(self, name: str) -> float:
+        return sum(float(np.median(rounds)) for rounds in self.seconds[name].values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, help="a folder with train/<class>/*.png")
+    parser.add_argument("--weights", type=Path, help="a state_dict of ResNet-56")
+    parser.add_argument("--num-images", type=int, default=2048)
+    parser.add_argument("--num-calibration", type=int, default=1024)
+    parser.add_argument("--slices", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        images = options.images or _random_images(Path(folder), options.num_images + options.num_calibration)
+        setting = _setting(options, images)
+        ratio = MacsCost(setting.space).cost(setting.policy) / MacsCost(setting.space).cost(setting.space.full_policy())
+        print(f"ResNet-56 at {100 * ratio:.1f}% of its MACs, {setting.search.num_images} images,", end=" ")
+        print(f"{setting.calibration.num_images} for calibration, {torch.get_num_threads()} threads\n")
+        rate = _matrix_rate(options.rounds)
+        recovered = _compare(setting, options.rounds)
+        _ladder(setting, recovered, options.rounds, rate)
+    _print_memory()
+
+
+def _random_images(folder: Path, num_images: int) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    for index in range(num_images):
+        target = folder / "train" / str(index % 10)
+        target.mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator)
+        write_png(pixels, str(target / f"{index}.png"))
+    return folder
+
+
+def _setting(options: argparse.Namespace, folder: Path) -> Setting:
+    mean, std = NORMALISATIONS["imagenet"]
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    files = ImageFolder(folder / "train", transform)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    num, num_calibration = options.num_images, options.num_calibration
+    if len(order) < num + num_calibration:
+        raise SystemExit(f"{folder / 'train'} must hold {num + num_calibration} images, but has {len(order)}")
+    search_files = Subset(files, order[:num])
+    calibration_files = Subset(files, order[num : num + num_calibration])
+    model = CifarResNet(56)
+    if options.weights is not None:
+        model.load_state_dict(torch.load(options.weights, weights_only=True))
+    model.eval()
+    search, calibration = _in_memory(search_files), _in_memory(calibration_files)
+    space = trace(model, search.images[:2], divisor=8, min_keep_ratio=0.1, coupled=False)
+    counts = [space.nearest_count(group, 0.5) for group in range(len(space.groups))]
+    policy = space.select(counts, l1_inputs(model, space))
+    return Setting(model, space, policy, search_files, calibration_files, search, calibration, options.slices)
+
+
+def _in_memory(files: Subset[Any]) -> TensorSplit:
+    images, labels = zip(*(files[index] for index in range(len(files))), strict=True)
+    return TensorSplit(
+        name="search", images=torch.stack(images), labels=torch.tensor(labels), normalisation=None, augmentation=None
+    )
+
+
+def _matrix_rate(rounds: int) -> float:
+    """Multiply-accumulates per second of a large bfloat16 matrix product."""
+    side = 4096
+    a, b = torch.randn(side, side).bfloat16(), torch.randn(side, side).bfloat16()
+    watch = Stopwatch()
+    for _ in range(rounds + 1):
+        watch.time("matmul", 0, torch.mm, a, b)
+    rate = side**3 / watch.best("matmul")
+    print(f"bf16 matrix product {side}x{side}: {rate / 1e9:.0f} GMAC/s\n")
+    return rate
+
+
+# --- per policy: recovery and score, three ways ----------------------------------------------------------------------
+
+
+def _compare(setting: Setting, rounds: int) -> nn.Module:
+    """Prints the table of whole scores; returns the network recovered by least squares."""
+    recoveries: Mapping[str, Recovery] = {
+        "none": NoRecovery(),
+        "bn": BatchNormRecovery(calibration=setting.calibration, device=CPU, batch_size=BATCH),
+        "lsq": _least_squares(setting),
+    }
+    print(f"{'recovery':9}{'':14}{'recover':>9}{'score':>8}{'total':>8}{'median':>8}{'ratio':>7}   predictions equal")
+    recovered: nn.Module | None = None
+    for name, recovery in recoveries.items():
+        evaluator = _evaluator(setting, recovery)
+        runtime, workers = evaluator.runtime, Workers()
+        batches = [list(torch.split(part.to(memory_format=torch.channels_last), 64)) for part in setting.slices()]
+        watch = Stopwatch()
+        for _ in range(rounds):
+            full = watch.time("a recover", 0, _full_size, setting, name, recoveries, True)
+            watch.time("a score", 0, _through_loader, full, setting.search_files, LOADER_WORKERS)
+            full = watch.time("b recover", 0, _full_size, setting, name, recoveries, False)
+            network = watch.time("c recover", 0, evaluator.recovered, setting.policy)
+            expected, got = [], []
+            for index, part in enumerate(setting.slices()):
+                expected.append(watch.time("b score", index, _batched, full, part, BATCH))
+                got.append(watch.time("c score", index, runtime.logits, network, batches[index], workers)[0])
+        equal = (torch.cat(expected).argmax(1) == torch.cat(got).argmax(1)).float().mean()
+        ours = watch.best("c recover") + watch.best("c score")
+        for side in "abc":
+            parts = [f"{side} recover", f"{side} score"]
+            best, median = sum(map(watch.best, parts)), sum(map(watch.median, parts))
+            seconds = "".join(f"{value:8.3f}" for value in (*map(watch.best, parts), best, median))
+            label = {"a": "(a) released", "b": "(b) in memory", "c": "(c) ours"}[side]
+            tail = f"   {100 * equal:.2f}% ({runtime})" if side == "c" else ""
+            print(f"{name if side == 'a' else '':9}{label:14} {seconds}{best / ours:6.1f}x{tail}")
+        recovered = network
+    assert recovered is not None
+    print()
+    return recovered
+
+
+def _least_squares(setting: Setting) -> LeastSquaresRecovery:
+    recovery = LeastSquaresRecovery(
+        model=setting.model,
+        space=setting.space,
+        calibration=setting.calibration,
+        device=CPU,
+        seed=0,
+        positions_per_image=16,
+        ridge=1e-3,
+        batch_size=64,
+        max_gram_gib=4.0,
+    )
+    start = time.perf_counter()
+    recovery.moments  # noqa: B018  the pass that is made once
+    print(f"moments for least squares, once: {time.perf_counter() - start:.1f} s\n")
+    return recovery
+
+
+def _evaluator(setting: Setting, recovery: Recovery) -> NetworkEvaluator:
+    return NetworkEvaluator(
+        model=setting.model,
+        space=setting.space,
+        split=setting.search,
+        recovery=recovery,
+        cost_models=[MacsCost(setting.space)],
+        device=CPU,
+        batch_size=64,
+        precision="auto",
+    )
+
+
+def _full_size(setting: Setting, name: str, recoveries: Mapping[str, Recovery], loader: bool) -> nn.Module:
+    """The dense network with zeroed channels, recovered; `loader` says where calibration images come from."""
+    network = mask(setting.model, setting.space, setting.policy)
+    if name == "lsq":
+        small = extract(setting.model, setting.space, setting.policy)
+        recoveries[name](small, setting.policy)
+        _embed(setting, small, network)
+    elif name == "bn":
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        if loader:
+            _through_loader(network, setting.calibration_files, LOADER_WORKERS)
+        else:
+            _batched(network, setting.calibration.images, BATCH)
+        network.eval()
+    return network
+
+
+def _embed(setting: Setting, small: nn.Module, full: nn.Module) -> None:
+    """Writes the tensors of an extracted network into the places they were cut from."""
+    keep = np.append(setting.space.keep_mask(setting.policy), True)
+    tensors = {**dict(small.named_parameters()), **dict(small.named_buffers())}
+    for name, target in [*full.named_parameters(), *full.named_buffers()]:
+        places = [torch.arange(size) for size in target.shape]
+        for site in setting.space.sites:
+            if site.parameter == name:
+                places[site.dim] = torch.from_numpy(np.flatnonzero(keep[site.units]))
+        if places:
+            target[torch.meshgrid(*places, indexing="ij")] = tensors[name]
+
+
+def _through_loader(network: nn.Module, files: Subset[Any], num_workers: int) -> Tensor:
+    loader = DataLoader(files, batch_size=LOADER_BATCH, num_workers=num_workers)
+    return torch.cat([network(images) for images, _ in loader])
+
+
+def _batched(network: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    return torch.cat([network(batch) for batch in torch.split(images, size)])
+
+
+# --- what each ingredient brings --------------------------------------------------------------------------------------
+
+
+def _ladder(setting: Setting, recovered: nn.Module, rounds: int, rate: float) -> None:
+    """Prints scores of one recovered network, one ingredient more in each row."""
+    full = mask(setting.model, setting.space, setting.policy)
+    _embed(setting, recovered, full)
+    plan = make_plan(recovered)
+    assert plan is not None
+    cost = MacsCost(setting.space)
+    dense_macs, macs = cost.cost(setting.space.full_policy()), cost.cost(setting.policy)
+    slices, last = setting.slices(), [part.to(memory_format=torch.channels_last) for part in setting.slices()]
+    bf16 = [part.bfloat16() for part in last]
+    norms_folded = _folded(recovered)
+    nhwc = copy.deepcopy(norms_folded).to(memory_format=torch.channels_last)
+    half = copy.deepcopy(nhwc).bfloat16()
+    workers, evaluator = Workers(), _evaluator(setting, NoRecovery())
+    checked = Runtime(lambda _: plan, torch.bfloat16, evaluator.runtime.doubt)
+
+    def bound(index: int) -> Tensor:
+        run = FusedNetwork(recovered, plan, dtype=torch.bfloat16)
+        return torch.cat(workers.map(run, torch.split(last[index], 64)))
+
+    rows: dict[str, tuple[float, Pass]] = {
+        "(b) full size, in memory": (dense_macs, lambda index: _batched(full, slices[index], BATCH)),
+        "+ extracted": (macs, lambda index: _batched(recovered, slices[index], BATCH)),
+        "+ norms folded": (macs, lambda index: _batched(norms_folded, slices[index], BATCH)),
+        "+ channels last": (macs, lambda index: _batched(nhwc, last[index], BATCH)),
+        "+ bfloat16": (macs, lambda index: _batched(half, bf16[index], BATCH)),
+        "+ batches of 64": (macs, lambda index: _batched(half, bf16[index], 64)),
+        "+ one core per batch": (macs, lambda index: torch.cat(workers.map(half, torch.split(bf16[index], 64)))),
+        "+ fused, packed": (macs, bound),
+        "+ near ties in float32": (
+            macs,
+            lambda index: checked.logits(recovered, torch.split(last[index], 64), workers)[0],
+        ),
+    }
+    watch = Stopwatch()
+    outputs: dict[str, list[Tensor]] = {}
+    loaders = (0, 2, LOADER_WORKERS)
+    for _ in range(rounds):
+        for name, (_, run) in rows.items():
+            outputs[name] = [watch.time(name, index, run, index) for index in range(len(slices))]
+        for num in loaders:
+            watch.time(f"loaders {num}", 0, _through_loader, full, setting.search_files, num)
+    base = watch.best("(b) full size, in memory")
+    reference = torch.cat(outputs["(b) full size, in memory"]).argmax(1)
+    print(f"{'score only, recovery lsq':28}{'s':>8}{'median':>8}{'vs (b)':>8}{'of bf16 rate':>14}   predictions equal")
+    for num in loaders:
+        name = f"loaders {num}"
+        label = f"(a) full size, {num} loaders"
+        print(f"{label:28}{watch.best(name):8.3f}{watch.median(name):8.3f}{base / watch.best(name):7.1f}x")
+    for name, (amount, _) in rows.items():
+        seconds = watch.best(name)
+        share = amount * setting.search.num_images / seconds / rate
+        equal = (torch.cat(outputs[name]).float().argmax(1) == reference).float().mean()
+        print(
+            f"{name:28}{seconds:8.3f}{watch.median(name):8.3f}{base / seconds:7.1f}x{100 * share:13.0f}%"
+            f"   {100 * equal:.2f}%"
+        )
+    print()
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    """A copy with every norm that follows a convolution folded into it."""
+    network = copy.deepcopy(network)
+    plan = make_plan(network)
+    assert plan is not None
+    for step in plan.steps:
+        if isinstance(step, LayerStep) and step.norm is not None:
+            layer = layer_at(network, step.layer)
+            weight, bias = folded(layer, norm_at(network, step.norm))
+            assert bias is not None
+            layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+            network.set_submodule(step.norm, nn.Identity())
+    return network
+
+
+def _print_memory() -> None:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    model = torchvision.models.resnet50()
+    space = trace(model, torch.zeros(2, 3, 224, 224), divisor=8, min_keep_ratio=0.1)
+    recovery = LeastSquaresRecovery(
+        model=model,
+        space=space,
+        calibration=TensorSplit(
+            name="calibration",
+            images=torch.zeros(1, 3, 224, 224),
+            labels=torch.zeros(1, dtype=torch.int64),
+            normalisation=None,
+            augmentation=None,
+        ),
+        device=CPU,
+        seed=0,
+        positions_per_image=16,
+        ridge=1e-3,
+        batch_size=1,
+        max_gram_gib=4.0,
+    )
+    size = sum(one.second.numel() * 4 for one in recovery.moments.values()) / 2**30
+    print(f"peak memory {peak:.2f} GiB; moments of torchvision's resnet50 {size:.2f} GiB, layers left out: ", end="")
+    print(", ".join(recovery.left_out) or "none")
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
+    main()
