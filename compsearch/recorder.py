@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -107,7 +106,7 @@ class Recorder:
             return {key: checkpoint[key] for key in ("step", "num_trials", "wall_s", "searcher")}
         except FileNotFoundError:
             return None
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        except Exception as error:  # rubbish leads torch's reader to raise anything, an IndexError for one
             raise RunFolderError(
                 f"{self._checkpoint_path} cannot be read ({type(error).__name__}); delete {self.folder.path} to start "
                 "over, or give another run_name"

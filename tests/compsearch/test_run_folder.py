@@ -1,0 +1,130 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compsearch import atomic
+from compsearch.run_folder import RunFolder, RunFolderError
+
+CONFIG = {"seed": 0, "budget": {"cost_ratio": 0.5}, "device": "auto"}
+HOLD = """
+import sys
+from pathlib import Path
+from compsearch.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1]), {"seed": 0}):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_stage_runs_once_across_processes_lifetimes(tmp_path: Path) -> None:
+    calls = []
+    for _ in range(2):
+        with RunFolder(tmp_path / "run", CONFIG) as folder:
+            result = folder.once("dense", lambda: calls.append(1) or {"accuracy": 0.5})
+            assert result == {"accuracy": 0.5}
+    assert len(calls) == 1
+
+
+def test_a_stage_that_fails_is_not_finished(tmp_path: Path) -> None:
+    def fail() -> dict[str, float]:
+        raise KeyError("no")
+
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        with pytest.raises(KeyError):
+            folder.once("dense", fail)
+        assert folder.result("dense") is None
+
+
+def test_another_configuration_is_refused_naming_key_and_values(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", CONFIG):
+        pass
+    other = {**CONFIG, "budget": {"cost_ratio": 0.7}}
+    with (
+        pytest.raises(RunFolderError, match=r"budget.cost_ratio=0.5 \(now 0.7\)"),
+        RunFolder(tmp_path / "run", other),
+    ):
+        pass
+
+
+def test_settings_that_no_result_depends_on_may_differ(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", CONFIG, ignore=("device",)):
+        pass
+    with RunFolder(tmp_path / "run", {**CONFIG, "device": "cpu"}, ignore=("device",)) as folder:
+        assert "auto" in (folder.path / "config.yaml").read_text()
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(RunFolderError, match=r"thesis.tex"), RunFolder(tmp_path, CONFIG):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(RunFolderError, match=f"process {holder.pid}"), RunFolder(tmp_path / "run", {"seed": 0}):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with RunFolder(tmp_path / "run", {"seed": 0}):
+        pass
+
+
+@pytest.mark.parametrize("call", ["write", "replace"])
+def test_a_full_disk_is_one_line_and_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.write_json("policy.json", {"a": 1})
+
+        def full(*arguments: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(atomic.os, call, full)
+        with pytest.raises(RunFolderError, match="No space left on device") as caught:
+            folder.write_json("policy.json", {"a": 2})
+        monkeypatch.undo()
+        assert "\n" not in str(caught.value)
+        assert json.loads((folder.path / "policy.json").read_text()) == {"a": 1}
+        assert not list(folder.path.glob(atomic.TEMPORARY_PATTERN))
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot be written"), RunFolder(tmp_path / "file" / "run", CONFIG):
+        pass
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
+    atomic.write_json(tmp_path / "x.json", {"a": [float("nan"), 1.0], "b": {"c": float("inf")}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+
+
+def test_a_failed_append_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log"
+    atomic.append_bytes(path, b"one\n")
+    real = os.write
+
+    def half(descriptor: int, data: bytes) -> int:
+        real(descriptor, bytes(data)[:2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "write", half)
+    with pytest.raises(OSError, match="No space"):
+        atomic.append_bytes(path, b"two\n")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"one\n"
