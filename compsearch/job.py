@@ -344,7 +344,8 @@ def _draw(
         points=points,
         title=title,
         split="search",
-        recovery=f"{_name(config['recover'])} (marked networks: {_name(config['finalist']['recover'])})",
+        recovery=_name(config["recover"]),
+        point_recovery=f"{_name(config['finalist']['recover'])} on {config['finalist']['calibration_images']} images",
     )
     save_policy(path / "policy.png", parts.space, policy, title=title, reference=baseline.policy if baseline else None)
     references = {"uniform": baseline.objective} if baseline and baseline.objective is not None else {}

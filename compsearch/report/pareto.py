@@ -30,13 +30,21 @@ class Point:
 
 
 def pareto_figure(
-    trials: Sequence[Trial], *, resource: str, points: Sequence[Point], title: str, split: str, recovery: str
+    trials: Sequence[Trial],
+    *,
+    resource: str,
+    points: Sequence[Point],
+    title: str,
+    split: str,
+    recovery: str,
+    point_recovery: str | None = None,
 ) -> Figure:
     """Accuracy on `split` against the cost_ratio of `resource`.
 
-    `recovery` says how the trials and the points were recovered before they were scored (``none``, ``bn``, …); the
-    point ``fine-tuned`` was trained beyond that. Failed trials are counted in the legend, not drawn. When ``uniform``
-    is at least as accurate as ``compressed`` the title says so. Trials that crowd together get a magnified panel.
+    `recovery` says how the trials were recovered before they were scored (``none``, ``batch norm``, …), and
+    `point_recovery` how the points were, when otherwise; the point ``fine-tuned`` was trained beyond that. Failed
+    trials are counted in the legend, not drawn. When ``uniform`` is at least as accurate as ``compressed`` the title
+    says so. Trials that crowd together get a magnified panel.
     """
     scores = trial_points(trials)
     front = scores[on_front(scores)]
@@ -45,16 +53,17 @@ def pareto_figure(
     axes = list(figure.subplots(1, 2 if is_narrow else 1, squeeze=False)[0])
     num_failed = len(trials) - len(scores)
     for each in axes:
-        _draw(each, scores, front, points, num_failed)
+        _draw(each, scores, front, points, num_failed, _recovered(recovery))
         each.set_xlabel(resource_label(resource))
-    axes[0].set_ylabel(f"accuracy on the {split} split, {_recovered(recovery)}")
+    axes[0].set_ylabel(f"accuracy on the {split} split")
     axes[0].set_xlim(left=0.0, right=1.03)
     if is_narrow:
         _magnify(axes[1], scores, points)
         axes[1].set_title("the trials, magnified", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    verdict = uniform_verdict(points)
-    figure.suptitle(f"{title}\n{verdict}" if verdict else title, fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    marked = f"marked networks {_recovered(point_recovery)}" if point_recovery not in (None, recovery) else ""
+    lines = [title, "; ".join(filter(None, [uniform_verdict(points), marked]))]
+    figure.suptitle("\n".join(filter(None, lines)), fontsize=10)
     return figure
 
 
@@ -67,9 +76,18 @@ def save_pareto(
     title: str,
     split: str,
     recovery: str,
+    point_recovery: str | None = None,
 ) -> None:
     """Writes `pareto_figure` as PNG."""
-    figure = pareto_figure(trials, resource=resource, points=points, title=title, split=split, recovery=recovery)
+    figure = pareto_figure(
+        trials,
+        resource=resource,
+        points=points,
+        title=title,
+        split=split,
+        recovery=recovery,
+        point_recovery=point_recovery,
+    )
     save(figure, path)
 
 
@@ -101,8 +119,8 @@ def uniform_verdict(points: Sequence[Point]) -> str:
     return "uniform did as well as the search" if ahead == 0 else f"uniform did better, by {ahead:.2f} points"
 
 
-def _recovered(recovery: str) -> str:
-    return "not recovered" if recovery in {"", "none"} else f"recovered by {recovery}"
+def _recovered(recovery: str | None) -> str:
+    return "not recovered" if recovery in {None, "", "none"} else f"recovered by {recovery}"
 
 
 def _is_narrow(scores: FloatArray, points: Sequence[Point]) -> bool:
@@ -110,11 +128,19 @@ def _is_narrow(scores: FloatArray, points: Sequence[Point]) -> bool:
     return bool(np.ptp(scores[:, 0]) < _NARROW * max(np.ptp(everything), 1e-12))
 
 
-def _draw(axes: Axes, scores: FloatArray, front: FloatArray, points: Sequence[Point], num_failed: int) -> None:
+def _draw(
+    axes: Axes, scores: FloatArray, front: FloatArray, points: Sequence[Point], num_failed: int, recovered: str
+) -> None:
     tidy(axes)
     failed = f" ({num_failed} failed, not shown)" if num_failed else ""
     axes.scatter(
-        scores[:, 0], scores[:, 1], s=14, color=BLUE, alpha=0.35, linewidths=0, label=f"{len(scores)} trials{failed}"
+        scores[:, 0],
+        scores[:, 1],
+        s=14,
+        color=BLUE,
+        alpha=0.35,
+        linewidths=0,
+        label=f"{len(scores)} trials{failed}, {recovered}",
     )
     steps = front[np.argsort(front[:, 0], kind="stable")]
     # A staircase: between two points of the front, what is affordable is the cheaper one.
@@ -137,7 +163,7 @@ def _draw(axes: Axes, scores: FloatArray, front: FloatArray, points: Sequence[Po
             color=mark.color,
             edgecolors="white",
             linewidths=0.8,
-            zorder=4,
+            zorder=5 if point.name == "compressed" else 4,  # fine-tuned lies close by, at the same cost
             label=f"{point.name} {point.accuracy:.2%}",
         )
         axes.axhline(point.accuracy, color=GREY, linewidth=0.6, linestyle=":", zorder=1)
