@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,37 @@ FAST = [
 ]
 
 
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def _none_left_running() -> Iterator[None]:
+    yield
+    while _started:
+        process = _started.pop()
+        process.kill()
+        process.communicate()
+
+
+def _allow_interrupts() -> None:
+    # A shell that runs these tests in the background has children ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(folder / "cache")}
     environment.pop("HYDRA_FULL_ERROR", None)
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "compsearch", *arguments],
+        preexec_fn=_allow_interrupts,
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+    _started.append(process)
+    return process
 
 
 def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
