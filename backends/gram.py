@@ -47,8 +47,9 @@ def sample_positions(num_images: int, num_positions: int, num_samples: int, gene
     """
     if num_positions <= num_samples:
         return torch.arange(num_positions).expand(num_images, -1)
+    edges = torch.arange(num_samples + 1) * num_positions // num_samples
     within = torch.rand(num_images, num_samples, generator=generator, dtype=torch.float64)
-    return ((torch.arange(num_samples) + within) * (num_positions / num_samples)).long()
+    return edges[:-1] + (within * edges.diff()).long()
 
 
 def num_positions(layer: RefittedLayer, output_shape: Sequence[int]) -> int:
