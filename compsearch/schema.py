@@ -37,6 +37,7 @@ class DatasetConfig:
 
     name: str = MISSING
     build: Any = MISSING
+    calibration_images: int = MISSING
     batch_size: int = MISSING
     pretrain_epochs: int = MISSING
     pretrain_lr: float = MISSING
