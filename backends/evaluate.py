@@ -93,7 +93,7 @@ class NetworkEvaluator:
         """How networks are run, checked when first asked for."""
         keep_ratios = [_CHECKED_KEEP_RATIO] * len(self._space.groups)
         counts = [self._space.nearest_count(index, ratio) for index, ratio in enumerate(keep_ratios)]
-        policy = self._space.select(counts, l1_inputs(self._model, self._space))
+        policy = self._space.select(counts, l1_inputs(self._model, self._space).scores())
         network, dense = (
             self.recovered(policy),
             extract(self._model, self._space, self._space.full_policy()).to(self._device).eval(),

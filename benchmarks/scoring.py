@@ -144,7 +144,7 @@ def _setting(options: argparse.Namespace, folder: Path) -> Setting:
     search, calibration = _in_memory(search_files), _in_memory(calibration_files)
     space = trace(model, search.images[:2], divisor=8, min_keep_ratio=0.1, coupled=False)
     counts = [space.nearest_count(group, 0.5) for group in range(len(space.groups))]
-    policy = space.select(counts, l1_inputs(model, space))
+    policy = space.select(counts, l1_inputs(model, space).scores())
     return Setting(model, space, policy, search_files, calibration_files, search, calibration, options.slices)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from compsearch import job
+from compsearch.assembly import assemble
 from compsearch.composition import compose_config, make
 from compsearch.recorder import TRIALS_FILE, trials_frame
 from compsearch.run_folder import RunFolder
@@ -55,7 +56,7 @@ def compress(
         with RunFolder(path, config, ignore=job.IRRELEVANT) as run_folder:
             given = {"train": train, "test": test, "search": search, "seed": config["seed"]}
             splits = make(config["dataset"]["build"], given, place="dataset.build")
-            parts = job.assemble(config, splits=splits, model=copy.deepcopy(model).eval())
+            parts = assemble(config, splits=splits, model=copy.deepcopy(model).eval())
             summary = job.summary_of(config, run_folder, parts)
             policy, module = job.result(run_folder, parts)
             trials = trials_frame(path / TRIALS_FILE)

@@ -53,7 +53,8 @@ def _run(command: str) -> None:
             if command == "inspect":
                 print(job.inspect(values))
             else:
-                job.run(values, Path(settings.runtime.output_dir))
+                is_sweep = settings.mode == RunMode.MULTIRUN
+                job.run(values, Path(settings.runtime.output_dir), reuse=is_sweep)
         except (*USER_ERRORS, Interrupted, KeyboardInterrupt) as error:
             # In a sweep Hydra must see the failure, so that it marks the job and goes on with the rest; alone, the
             # exception is kept from it, or it would print a page of its own first.

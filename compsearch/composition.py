@@ -45,9 +45,13 @@ def register() -> None:
         OmegaConf.register_new_resolver("budget_label", _budget_label)
 
 
-def _budget_label(resource: str, cost_ratio: float | None, limit: float | None) -> str:
+def _budget_label(
+    resource: str, cost_ratio: float | None, limit: float | None, cost_ratios: Sequence[float] | None
+) -> str:
     if limit is not None:
         return f"{resource}{limit:g}abs"
+    if cost_ratios:
+        return f"{resource}{min(cost_ratios):g}to{max(cost_ratios):g}"
     return resource if cost_ratio is None else f"{resource}{cost_ratio:g}"
 
 
@@ -128,6 +132,11 @@ def check(node: Any, *, place: str = "") -> None:
 def takes(node: Mapping[str, Any], argument: str, *, place: str) -> bool:
     """Whether the target of `node` has an argument of that name. Raises ValueError as `make` does."""
     return argument in inspect.signature(_target(node["_target_"], place)).parameters
+
+
+def offers(node: Mapping[str, Any], attribute: str, *, place: str) -> bool:
+    """Whether what the target of `node` builds has an attribute of that name. Raises ValueError as `make` does."""
+    return hasattr(_target(node["_target_"], place), attribute)
 
 
 def _target(path: str, place: str) -> Callable[..., Any]:

@@ -7,28 +7,34 @@ from __future__ import annotations
 
 import logging
 import platform
-import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from compsearch import runner
-from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
+from compsearch.assembly import Parts, assemble, network_parts
 from compsearch.composition import check, make, takes
-from compsearch.protocols import CostModel, Evaluator, Searcher, Workbench
+from compsearch.family import (
+    FAMILY_FILE,
+    Member,
+    family_json,
+    family_members,
+    family_rows,
+    family_trials,
+    load_state,
+    member_name,
+)
+from compsearch.measuring import measured, network_row
 from compsearch.recorder import Recorder
-from compsearch.report.pareto import Point, save_pareto, uniform_verdict
-from compsearch.report.policy_plot import save_policy
-from compsearch.report.search_plot import save_search
+from compsearch.report.pareto import uniform_verdict
+from compsearch.report.run_plots import PLOT_FILES, Drawn, draw_run, network_points, recovery_name
 from compsearch.report.table import summary_table
+from compsearch.reuse import LEARNED_FILE, learned_beside, lowest_ratio
 from compsearch.run_folder import SUMMARY_FILE, RunFolder
 from compsearch.space import Policy, SearchSpace
-from compsearch.summary import Latency, NetworkRow, SearchCost, Summary
+from compsearch.summary import SearchCost, Summary
 from compsearch.trial import Trial
 
 _logger = logging.getLogger(__name__)
@@ -48,29 +54,19 @@ RECOVERED_FILE = "recovered.pt"
 FINETUNE_CHECKPOINT = "finetune.pt"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
-
-    space: SearchSpace
-    evaluator: Evaluator
-    cost_models: Mapping[str, CostModel]
-    cost_model: CostModel
-    budget: Budget | None
-    searcher: Searcher
-    baseline: Searcher
-    workbench: Workbench
-
-
-def run(config: Mapping[str, Any], path: Path) -> Summary:
+def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summary:
     """Does, or goes on with, or only reports, the run of `config` in the folder `path`.
+
+    With `reuse`, a searcher that can start from what was learned takes it from a run beside this one, where there is
+    one that differs in nothing but its budget, which must be no larger.
 
     Raises ValueError for what a user can mend, `runner.Interrupted` on Ctrl-C during the search.
     """
     with RunFolder(path, config, ignore=IRRELEVANT) as folder:
         summary = _finished(folder)
         if summary is None:
-            summary = summary_of(config, folder, assemble(config))
+            learned = _learned(config, folder, reuse)
+            summary = summary_of(config, folder, assemble(config, learned=learned.get("genome")))
         else:
             _logger.info("%s is finished; delete it to run it again", path)
         print(f"\n{summary_table(summary)}\n\n{_files(folder.path)}")
@@ -80,101 +76,9 @@ def run(config: Mapping[str, Any], path: Path) -> Summary:
 def inspect(config: Mapping[str, Any]) -> str:
     """The table of groups of the configured network, with what is frozen and why. Trains and loads nothing."""
     check(config)
-    network = _network({**config, "model": {**config["model"], "weights": "random"}})
+    network = network_parts({**config, "model": {**config["model"], "weights": "random"}})
     space: SearchSpace = make(config["space"], network, place="space")
     return space.describe()
-
-
-def assemble(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> Parts:
-    """Builds everything `config` names, each from the ones before; `splits` and `model` may be given ready-made.
-
-    What depends on shapes alone comes first, so that a budget out of reach is refused before a network is trained.
-    """
-    check(config)
-    available = _network(config, splits=splits, model=model)
-    splits = available["splits"]
-    space: SearchSpace = make(config["space"], available, place="space")
-    if not space.groups:
-        raise ValueError(f"a network must have channels to prune, but {config['model']['name']} has none: see inspect")
-    available["space"] = space
-    cost_models: dict[str, CostModel] = make(config["cost_models"], available, place="cost_models")
-    cost_model, budget = _budget(config["budget"], cost_models, space)
-    available |= {"cost_models": list(cost_models.values()), "cost_model": cost_model, "budget": budget}
-    if model is None:
-        _give_weights(config, available)
-    train = {**available, "split": splits.train}
-    available["calibration"] = make(config["calibration"], train, place="calibration")
-    more = {**config["calibration"], "num_images": config["finalist"]["calibration_images"]}
-    final_calibration = make(more, train, place="finalist.calibration_images")
-    available["importance"] = make(config["importance"], available, place="importance")
-    available["split"] = splits.search
-    recovery = make(config["recover"], available, place="recover")
-    thorough = {**available, "calibration": final_calibration}
-    final_recovery = make(config["finalist"]["recover"], thorough, place="finalist.recover")
-    available["evaluator"] = make(config["evaluator"], {**available, "recovery": recovery}, place="evaluator")
-    finetune = make(config["finetune"], available, place="finetune")
-    workbench = make(
-        config["workbench"], {**available, "recovery": final_recovery, "recipe": finetune}, place="workbench"
-    )
-    return Parts(
-        space=space,
-        evaluator=available["evaluator"],
-        cost_models=cost_models,
-        cost_model=cost_model,
-        budget=budget,
-        searcher=make(config["searcher"], available, place="searcher"),
-        baseline=make(config["baseline"], available, place="baseline"),
-        workbench=workbench,
-    )
-
-
-def _network(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> dict[str, Any]:
-    """The first collaborators: seed, device, splits and the dense network, as yet without its weights."""
-    device = make(config["device_resolver"], {"device": config["device"]}, place="device")
-    available = {"seed": config["seed"], "device": device}
-    if splits is None:
-        splits = make(config["dataset"]["build"], available, place="dataset.build")
-    available |= {"splits": splits, "num_classes": splits.num_classes, "image_size": splits.image_size}
-    if model is None:
-        node, choice = config["model"]["build"], config["model"]["weights"]
-
-        def build(weights: str | None) -> Any:
-            if weights is not None and not takes(node, "weights", place="model.build"):
-                raise ValueError(
-                    f"`model.weights` must be trained, random or the path of a state_dict for "
-                    f"{config['model']['name']}, but got {choice!r}, which is no file"
-                )
-            return make(node, {**available, "weights": weights}, place="model.build")
-
-        model = make(config["network"], {**available, "build": build, "weights": choice}, place="network")
-    images, _ = next(iter(splits.train.batches(2)))
-    return {**available, "model": model.to(device), "example_input": images.to(device)}
-
-
-def _give_weights(config: Mapping[str, Any], available: Mapping[str, Any]) -> None:
-    recipe = make(config["pretrain"], available, place="pretrain")
-    description = {"description": {"build": config["model"]["build"]}, "name": config["model"]["name"]}
-    choice = {"weights": config["model"]["weights"], "cache_dir": config["cache_dir"], "recipe": recipe}
-    make(config["weights"], {**available, **description, **choice}, place="weights")
-
-
-def _budget(
-    node: Mapping[str, Any], cost_models: Mapping[str, CostModel], space: SearchSpace
-) -> tuple[CostModel, Budget | None]:
-    resource, cost_ratio, limit = node["resource"], node["cost_ratio"], node["limit"]
-    if resource not in cost_models:
-        raise ValueError(f"`budget.resource` must be one of {', '.join(cost_models)}, but got {resource!r}")
-    if cost_ratio is not None and limit is not None:
-        raise ValueError(
-            f"only one of budget.cost_ratio and budget.limit may be set, but got {cost_ratio=} and {limit=}; "
-            "add budget.cost_ratio=null"
-        )
-    cost_model = cost_models[resource]
-    if limit is not None:
-        return cost_model, budget_from_limit(limit=limit, cost_model=cost_model, space=space)
-    if cost_ratio is not None:
-        return cost_model, budget_from_ratio(cost_ratio=cost_ratio, cost_model=cost_model, space=space)
-    return cost_model, None
 
 
 def _finished(folder: RunFolder) -> Summary | None:
@@ -182,12 +86,26 @@ def _finished(folder: RunFolder) -> Summary | None:
     return None if found is None else Summary.from_json(found)
 
 
+def _learned(config: Mapping[str, Any], folder: RunFolder, reuse: bool) -> dict[str, Any]:
+    """What this run takes over from one beside it: run, cost_ratio, genome; empty for nothing. Decided once."""
+    if not takes(config["searcher"], "learned", place="searcher"):
+        return {}
+
+    def look() -> dict[str, Any]:
+        return learned_beside(folder.path, config, ignore=IRRELEVANT) if reuse else {}
+
+    learned = folder.once("learned", look)
+    if learned:
+        _logger.info("nothing to learn: %s did at cost_ratio %g", learned["run"], learned["cost_ratio"])
+    return learned
+
+
 def result(folder: RunFolder, parts: Parts) -> tuple[Policy, Any]:
     """The policy a finished run chose, and its network with the final weights."""
     chosen = folder.result("finalist")
     assert chosen is not None, "only a finished run has a result"
     policy = Policy.from_json(chosen["policy"])
-    return policy, parts.workbench.load(policy, _read_state(folder.path / MODEL_FILE))
+    return policy, parts.workbench.load(policy, load_state(folder.path / MODEL_FILE))
 
 
 def summary_of(config: Mapping[str, Any], folder: RunFolder, parts: Parts) -> Summary:
@@ -196,17 +114,33 @@ def summary_of(config: Mapping[str, Any], folder: RunFolder, parts: Parts) -> Su
     if finished is not None:
         return finished
     recorder = Recorder(folder)
-    trials = runner.search(parts.searcher, recorder, budget=parts.budget)
+    everything = runner.search(parts.searcher, recorder, budget=parts.budget)
+    # A run that was killed after the search has the family's trials too.
+    has_family = recorder.num_steps > parts.searcher.num_steps
+    trials = everything[: len(everything) - (len(parts.budgets) - 1 if has_family else 0)]
     [baseline] = parts.baseline.step() if parts.budget is not None else [None]
-    chosen = folder.once("finalist", lambda: _choose(config, folder, parts, trials))
-    policy = Policy.from_json(chosen["policy"])
+    found = folder.once("finalist", lambda: _choose(config, folder, parts, trials))
+    policy = Policy.from_json(found["policy"])
+    chosen = next(trial for trial in trials if trial.policy == policy)
+    _keep_learned(config, folder, chosen)
     folder.once("finetune", lambda: _finetune(config, folder, parts, policy))
-    rows = folder.once("report", lambda: _report(config, folder, parts, policy, baseline))
-    summary = _summary(config, recorder, parts, trials, rows)
-    _draw(config, folder.path, parts, trials, summary, policy, baseline)
+    family = family_trials(parts, recorder, everything, chosen)
+    members = family_members(config, folder, parts, family, baseline)
+    report = folder.once("report", lambda: _report(config, folder, parts, policy, baseline, members))
+    summary = _summary(config, folder, recorder, parts, trials, report, members)
+    if members:
+        folder.write_json(FAMILY_FILE, family_json(parts, members, policy, MODEL_FILE, chosen.genome))
+    draw_run(folder.path, config, parts, Drawn(trials, family, chosen, baseline, summary))
     folder.finish("summary", summary.to_json())
     folder.write_json(SUMMARY_FILE, summary.to_json())
     return summary
+
+
+def _keep_learned(config: Mapping[str, Any], folder: RunFolder, chosen: Trial) -> None:
+    """Writes what runs at other budgets can take over, where the searcher learned such a thing."""
+    if takes(config["searcher"], "learned", place="searcher"):
+        learned = folder.result("learned") or {"run": config["run_name"], "cost_ratio": lowest_ratio(config)}
+        folder.write_json(LEARNED_FILE, {**learned, "genome": chosen.genome})
 
 
 def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -233,7 +167,7 @@ def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: 
 
 
 def _finetune(config: Mapping[str, Any], folder: RunFolder, parts: Parts, policy: Policy) -> dict[str, Any]:
-    recovered = parts.workbench.load(policy, _read_state(folder.path / RECOVERED_FILE))
+    recovered = parts.workbench.load(policy, load_state(folder.path / RECOVERED_FILE))
     checkpoint = folder.path / FINETUNE_CHECKPOINT
     network = parts.workbench.finetune(recovered, checkpoint) if config["finetune"]["epochs"] else recovered
     folder.write_torch(MODEL_FILE, parts.workbench.state(network))
@@ -242,51 +176,56 @@ def _finetune(config: Mapping[str, Any], folder: RunFolder, parts: Parts, policy
 
 
 def _report(
-    config: Mapping[str, Any], folder: RunFolder, parts: Parts, policy: Policy, baseline: Trial | None
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    parts: Parts,
+    policy: Policy,
+    baseline: Trial | None,
+    members: Sequence[Member],
 ) -> dict[str, Any]:
-    """The rows of the table. The only place that reads the test split, once per network."""
+    """The rows of the table, and latencies by row and by member: all measured in turns, so that drift cancels."""
     bench = parts.workbench
-    full = parts.space.full_policy()
-    recovered = bench.load(policy, _read_state(folder.path / RECOVERED_FILE))
-    networks = {"dense": (full, bench.dense()), "compressed": (policy, recovered)}
-    latencies = bench.latency_ms({name: network for name, (_, network) in networks.items()})
+    recovered = bench.load(policy, load_state(folder.path / RECOVERED_FILE))
+    networks = {"dense": (parts.space.full_policy(), bench.dense()), "compressed": (policy, recovered)}
+    timed = {name: network for name, (_, network) in networks.items()}
+    timed |= {member.name: bench.load(member.policy, load_state(folder.path / member.file)) for member in members}
+    latencies = dict(bench.latency_ms(timed))
+    if parts.budgets:
+        latencies[member_name(parts.budgets[-1])] = latencies["compressed"]
     if config["finetune"]["epochs"]:
-        networks["fine-tuned"] = (policy, bench.load(policy, _read_state(folder.path / MODEL_FILE)))
+        networks["fine-tuned"] = (policy, bench.load(policy, load_state(folder.path / MODEL_FILE)))
         # The same shapes, hence the same time.
-        latencies = {**latencies, "fine-tuned": latencies["compressed"]}
+        latencies["fine-tuned"] = latencies["compressed"]
     if baseline is not None and baseline.policy != policy:
         networks["uniform"] = (baseline.policy, bench.compress(baseline.policy))
-    rows = []
-    for name, (of, network) in networks.items():
-        search, test = bench.measure(network, "search"), bench.measure(network, "test")
-        row = {"name": name, "accuracy_search": search.accuracy, "accuracy_test": test.accuracy}
-        row |= {"top5_test": test.top5, "latency": latencies.get(name)}
-        rows.append(row | {resource: model.cost(of) for resource, model in parts.cost_models.items()})
-    return {"networks": rows}
+    rows = [measured(parts, name, of, network) for name, (of, network) in networks.items()]
+    return {"networks": rows, "latencies": latencies}
 
 
 def _summary(
-    config: Mapping[str, Any], recorder: Recorder, parts: Parts, trials: Sequence[Trial], report: Mapping[str, Any]
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    recorder: Recorder,
+    parts: Parts,
+    trials: Sequence[Trial],
+    report: Mapping[str, Any],
+    members: Sequence[Member],
 ) -> Summary:
-    rows = tuple(
-        NetworkRow(
-            name=row["name"],
-            macs=row["macs"],
-            params=int(row["params"]),
-            accuracy_search=row["accuracy_search"],
-            accuracy_test=row["accuracy_test"],
-            top5_test=row["top5_test"],
-            latency=Latency(**row["latency"]) if row["latency"] else None,
-        )
-        for row in report["networks"]
-    )
+    latencies = report["latencies"]
+    rows = tuple(network_row(row, latencies.get(row["name"])) for row in report["networks"])
     notes = []
     if config["model"]["weights"] not in ("trained", "random"):
         notes.append(
             "the weights were given, so they may have been trained on the search split's images: its accuracies "
             "compare policies with each other, the test split's tell how good they are"
         )
-    verdict = uniform_verdict(_points(rows, "test", parts))
+    learned = folder.result("learned")
+    if learned:
+        notes.append(
+            f"nothing was learned here: {learned['run']} did, at cost_ratio {learned['cost_ratio']:g}, and its search "
+            "is not counted above"
+        )
+    verdict = uniform_verdict(network_points(rows, "test", parts.cost_model.resource))
     if verdict:
         notes.append(f"on the test split, before fine-tuning, {verdict}")
     return Summary(
@@ -303,73 +242,15 @@ def _summary(
             num_images=sum(trial.measurement.num_images for trial in trials),
             wall_s=recorder.wall_s,
         ),
-        recovery=_name(config["finalist"]["recover"]),
+        recovery=recovery_name(config["finalist"]["recover"]),
         git_commit=_git_commit(),
         versions={
             "python": platform.python_version(),
             **{package: metadata.version(package) for package in ("torch", "torchvision", "numpy")},
         },
         notes=tuple(notes),
+        family=family_rows(parts, members, report["networks"], latencies),
     )
-
-
-def _points(rows: Sequence[NetworkRow], split: str, parts: Parts) -> list[Point]:
-    resource = parts.cost_model.resource
-    points = []
-    for row in rows:
-        accuracy = row.accuracy_search if split == "search" else row.accuracy_test
-        if accuracy is not None:
-            points.append(Point(row.name, float(getattr(row, resource)) / float(getattr(rows[0], resource)), accuracy))
-    return points
-
-
-def _draw(
-    config: Mapping[str, Any],
-    path: Path,
-    parts: Parts,
-    trials: Sequence[Trial],
-    summary: Summary,
-    policy: Policy,
-    baseline: Trial | None,
-) -> None:
-    title = (
-        f"{summary.model} on {summary.dataset}, {summary.searcher}, {config['budget']['label']}, seed {summary.seed}"
-    )
-    resource = parts.cost_model.resource
-    points = _points(summary.networks, "search", parts)
-    save_pareto(
-        path / "pareto.png",
-        trials,
-        resource=resource,
-        points=points,
-        title=title,
-        split="search",
-        recovery=_name(config["recover"]),
-        point_recovery=f"{_name(config['finalist']['recover'])} on {config['finalist']['calibration_images']} images",
-    )
-    save_policy(path / "policy.png", parts.space, policy, title=title, reference=baseline.policy if baseline else None)
-    references = {"uniform": baseline.objective} if baseline and baseline.objective is not None else {}
-    save_search(
-        path / "search.png",
-        trials,
-        resource=resource,
-        budget=parts.budget,
-        title=title,
-        references=references if parts.budget else {},
-    )
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    """What a recovery is called in plots and tables: its class in words; several in turn joined by plus signs."""
-    if "recoveries" in node:
-        return " + ".join(_name(part) for part in node["recoveries"])
-    words = str(node["_target_"]).rsplit(".", 1)[-1].removesuffix("Recovery")
-    return "none" if words == "No" else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", words).lower()
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
 
 
 def _git_commit() -> str:
@@ -384,5 +265,5 @@ def _git_commit() -> str:
 
 
 def _files(path: Path) -> str:
-    names = ("pareto.png", "policy.png", "search.png", POLICY_FILE, MODEL_FILE)
+    names = (*PLOT_FILES, POLICY_FILE, MODEL_FILE, FAMILY_FILE)
     return "\n".join(f"{path / name}" for name in names if (path / name).exists())

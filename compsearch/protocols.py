@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from compsearch.space import FloatArray, IntArray, Policy
 from compsearch.trial import Measurement, Trial
+
+if TYPE_CHECKING:  # budgets are made with cost models
+    from compsearch.budget import Budget
 
 
 class Searcher(Protocol):
@@ -24,6 +27,15 @@ class Searcher(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class FamilySearcher(Searcher, Protocol):
+    """A searcher whose trials each stand for a network at every budget: one search, a whole family."""
+
+    def family(self, trial: Trial, budgets: Sequence[Budget]) -> list[Trial]:
+        """What `trial` was derived from at other budgets, scored; it needs no state but the trial's genome."""
+        ...
 
 
 class Evaluator(Protocol):

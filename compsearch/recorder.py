@@ -149,7 +149,7 @@ def trials_frame(path: Path) -> pd.DataFrame:
     """The trials of a trials.jsonl as a table, one row each.
 
     Columns: step, index, objective, accuracy, top5, loss, split, num_images, cost_ratio, one per resource (macs, …),
-    failure, wall_s, counts (dict of group to kept units) and policy (`Policy`). Raises as `read_trials`.
+    failure, wall_s, counts (dict of group to kept units), policy (`Policy`) and genome. Raises as `read_trials`.
     """
     rows = []
     for row, trial in _read(path):
@@ -179,6 +179,7 @@ def _to_row(trial: Trial, *, step: int, index: int, wall_s: float) -> dict[str, 
         "wall_s": round(wall_s, 3),
         "counts": trial.policy.counts,
         "policy": trial.policy.to_json(),
+        "genome": {name: dict(genes) for name, genes in trial.genome.items()},
     }
     return {key: atomic.finite_or_none(value) for key, value in row.items()}
 
@@ -200,6 +201,7 @@ def _to_trial(row: Mapping[str, Any]) -> Trial:
         objective=row["objective"],
         cost_ratio=number(row["cost_ratio"]),
         failure=row["failure"],
+        genome=row.get("genome", {}),
     )
 
 

@@ -156,20 +156,23 @@ class RunFolder:
             )
 
     def _refuse_another_config(self) -> None:
-        old, new = _flatten(read_config(self.path)), _flatten(yaml.safe_load(self._config_text))
-        differing = [
-            f"{key}={_shown(old, key)} (now {_shown(new, key)})"
-            for key in dict.fromkeys([*old, *new])
-            if not self._ignored(key) and (key not in old or key not in new or not _same(old[key], new[key]))
-        ]
+        differing = differing_keys(read_config(self.path), yaml.safe_load(self._config_text), ignore=self._ignore)
         if differing:
             raise RunFolderError(
                 f"a run is resumed under its own config, but {self.path} was begun with {', '.join(differing)}; "
                 "give another run_name, or delete that folder to start over"
             )
 
-    def _ignored(self, key: str) -> bool:
-        return any(key == ignored or key.startswith(f"{ignored}.") for ignored in self._ignore)
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Collection[str]) -> list[str]:
+    """How two configs differ, "key=old value (now new value)" each; `ignore` names dotted keys that may."""
+    flat_old, flat_new = _flatten(old), _flatten(new)
+    return [
+        f"{key}={_shown(flat_old, key)} (now {_shown(flat_new, key)})"
+        for key in dict.fromkeys([*flat_old, *flat_new])
+        if not any(key == ignored or key.startswith(f"{ignored}.") for ignored in ignore)
+        and (key not in flat_old or key not in flat_new or not _same(flat_old[key], flat_new[key]))
+    ]
 
 
 def read_config(path: Path) -> dict[str, Any]:

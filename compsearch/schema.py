@@ -14,11 +14,15 @@ MISSING: Any = "???"
 
 @dataclass
 class BudgetConfig:
-    """The resource that is limited; exactly one of `cost_ratio` (of the dense cost) and `limit` (absolute), or none."""
+    """The resource that is limited; exactly one of `cost_ratio` (of the dense cost) and `limit` (absolute), or none.
+
+    `cost_ratios` make a family: one search, at the lowest, for all of them.
+    """
 
     resource: str = MISSING
     cost_ratio: float | None = None
     limit: float | None = None
+    cost_ratios: list[float] | None = None
     label: str = MISSING
 
 

@@ -244,6 +244,23 @@ class SearchSpace:
         offered = [count for count in counts if at_most is None or count <= at_most] or [counts[0]]
         return min(offered, key=lambda count: (abs(count - wanted), count))
 
+    def nearest_counts(self, wanted: IntArray) -> IntArray:
+        """The allowed counts nearest to `wanted` whole units, both [num_groups]; of two equally near the lower."""
+        starts, table = self._nearest
+        nearest: IntArray = table[starts + wanted]
+        return nearest
+
+    @functools.cached_property
+    def _nearest(self) -> tuple[IntArray, IntArray]:
+        """For each group where its part of the table begins, and the table: the allowed count nearest to 0, 1, …."""
+        starts = np.cumsum([0, *(group.size + 1 for group in self.groups)])[:-1].astype(np.int64)
+        nearest = [
+            min(group.counts, key=lambda count: (abs(count - wanted), count))
+            for group in self.groups
+            for wanted in range(group.size + 1)
+        ]
+        return starts, np.array(nearest, dtype=np.int64)
+
     def counts(self, policy: Policy) -> IntArray:
         """Units kept per group, [num_groups]."""
         return np.array([len(units) for _, units in policy.kept], dtype=np.int64)

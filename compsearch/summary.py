@@ -50,12 +50,25 @@ class SearchCost:
 
 
 @dataclass(frozen=True)
+class FamilyMember:
+    """The networks at one budget of a family, `cost_ratio` as asked for: ``compressed``, ``fine-tuned``, baselines."""
+
+    cost_ratio: float
+    networks: tuple[NetworkRow, ...]
+
+    def network(self, name: str) -> NetworkRow | None:
+        """The row called `name`, None when there is none."""
+        return next((row for row in self.networks if row.name == name), None)
+
+
+@dataclass(frozen=True)
 class Summary:
     """The content of summary.json.
 
     `budget` is the resource and the cost_ratio asked for, None without a limit. `networks` are the table's columns,
-    the dense one first. `recovery` names how accuracies before fine-tuning were recovered. `notes` are remarks that a
-    reader of the numbers must know, one sentence each.
+    the dense one first. `family` are the members at every budget of a family, largest first, the one in `networks`
+    among them; empty for a single network. `recovery` names how accuracies before fine-tuning were recovered. `notes`
+    are remarks that a reader of the numbers must know, one sentence each.
     """
 
     run_name: str
@@ -70,6 +83,7 @@ class Summary:
     git_commit: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    family: tuple[FamilyMember, ...] = ()
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.networks]
@@ -95,15 +109,19 @@ class Summary:
         """Plain values. What follows from others (2×MACs, cost ratios) is written too, for people who read the file."""
         data = dataclasses.asdict(self)
         data["budget"] = None if self.budget is None else {"resource": self.budget[0], "cost_ratio": self.budget[1]}
-        data["networks"] = [
-            {**dataclasses.asdict(row), "flops_2x_macs": 2 * row.macs, "cost_ratios": self.ratios(row)}
-            for row in self.networks
+        data["networks"] = [self._row_to_json(row) for row in self.networks]
+        data["family"] = [
+            {"cost_ratio": member.cost_ratio, "networks": [self._row_to_json(row) for row in member.networks]}
+            for member in self.family
         ]
         data["versions"] = dict(self.versions)
         data["notes"] = list(self.notes)
         plain = finite_or_none(data)
         assert isinstance(plain, dict)
         return plain
+
+    def _row_to_json(self, row: NetworkRow) -> dict[str, Any]:
+        return {**dataclasses.asdict(row), "flops_2x_macs": 2 * row.macs, "cost_ratios": self.ratios(row)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Summary:
@@ -119,6 +137,10 @@ class Summary:
                 search_cost=SearchCost(**data["search_cost"]),
                 versions=dict(data["versions"]),
                 notes=tuple(data["notes"]),
+                family=tuple(
+                    FamilyMember(member["cost_ratio"], tuple(_row_from_json(row) for row in member["networks"]))
+                    for member in data.get("family", ())
+                ),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"a summary must have the fields of `Summary`, but {error!r}") from error

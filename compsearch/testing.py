@@ -24,6 +24,7 @@ import torch
 
 from compsearch.budget import Budget, budget_from_ratio, largest_within
 from compsearch.collaborators import collaborate
+from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator, Searcher
 from compsearch.space import FloatArray, Group, IntArray, Layer, Policy, SearchSpace
 from compsearch.trial import Measurement, Trial, best_trial
@@ -62,6 +63,21 @@ def toy_space() -> SearchSpace:
         size = next(row[5] for row in rows if row[3] == index)
         groups.append(Group(producers[0], size, 1, counts[size], producers, consumers))
     return SearchSpace(tuple(groups), tuple(layers), frozen=(), sites=(), fingerprint="toy")
+
+
+def toy_importance(space: SearchSpace) -> LayerImportance:
+    """Every producer of a group gives each of its units an importance by chance, of another size in every layer."""
+    rng = np.random.default_rng(1)
+    layers = [layer.name for layer in space.layers if any(layer.name in group.producers for group in space.groups)]
+    layer_index, units, values = [], [], []
+    for index, layer in enumerate(layers):
+        for group, offset in zip(space.groups, space.offsets, strict=False):
+            if layer in group.producers:
+                units.append(offset + np.arange(group.size))
+                layer_index.append(np.full(group.size, index))
+                values.append((index + 1) * rng.random(group.size))
+    entries = (np.concatenate(layer_index), np.concatenate(units), np.concatenate(values))
+    return LayerImportance(tuple(layers), *entries, num_units=space.num_units, reduction="sum")
 
 
 class ToyCost:
@@ -140,13 +156,12 @@ def collaborators(*, seed: int = 0, cost_ratio: float | None = 0.5, resource: st
     budget = None
     if cost_ratio is not None:
         budget = budget_from_ratio(cost_ratio=cost_ratio, cost_model=cost_model, space=space)
-    importance = np.random.default_rng(1).random(space.num_units)
     return {
         "space": space,
         "evaluator": ToyEvaluator(space),
         "cost_model": cost_model,
         "budget": budget,
-        "importance": importance,
+        "importance": toy_importance(space),
         "seed": seed,
     }
 
@@ -284,9 +299,9 @@ class SearcherContract:
 
     def test_collaborators_are_not_changed(self) -> None:
         given = collaborators()
-        importance = given["importance"].copy()
+        importance = given["importance"].values.copy()
         _run(self.searcher(**given))
-        assert np.array_equal(given["importance"], importance), "a searcher must not write to `importance`"
+        assert np.array_equal(given["importance"].values, importance), "a searcher must not write to `importance`"
 
     def test_a_failed_measurement_is_recorded_and_the_search_goes_on(self) -> None:
         for every in (1, 3):

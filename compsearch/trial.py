@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from compsearch.space import Policy
 
+#: Numbers by name, per layer or group: ``{"alpha": {"layer1.0.conv1.weight": 1.2, …}, …}``.
+Genome = Mapping[str, Mapping[str, float]]
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -34,7 +37,8 @@ class Trial:
     """A policy with its measurement and objective, higher is better.
 
     `cost_ratio` is the achieved cost of the budget's resource over the dense one. A trial whose measurement is not
-    finite has no objective (None) and says why in `failure`.
+    finite has no objective (None) and says why in `failure`. `genome` is what the searcher derived the policy from,
+    numbers by name, such as LeGR's alpha of every layer; empty where there is no more to say than the policy.
     """
 
     policy: Policy
@@ -42,14 +46,22 @@ class Trial:
     objective: float | None
     cost_ratio: float
     failure: str = ""
+    genome: Genome = field(default_factory=dict)
 
 
-def scored_trial(policy: Policy, measurement: Measurement, *, objective: float, cost_ratio: float) -> Trial:
+def scored_trial(
+    policy: Policy,
+    measurement: Measurement,
+    *,
+    objective: float,
+    cost_ratio: float,
+    genome: Genome | None = None,
+) -> Trial:
     """The trial of `policy`: with `objective` where the measurement is finite, otherwise failed, saying why."""
     if measurement.is_finite:
-        return Trial(policy, measurement, objective, cost_ratio)
+        return Trial(policy, measurement, objective, cost_ratio, genome=genome or {})
     failure = f"not finite on the {measurement.split} split: {measurement.accuracy=:.4g}, {measurement.loss=:.4g}"
-    return Trial(policy, measurement, None, cost_ratio, failure.replace("measurement.", ""))
+    return Trial(policy, measurement, None, cost_ratio, failure.replace("measurement.", ""), genome=genome or {})
 
 
 def best_trial(trials: Iterable[Trial]) -> Trial | None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from compsearch.budget import Budget
+from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator
 from compsearch.space import FloatArray, Group, IntArray, Layer, SearchSpace
 from compsearch.trial import Trial, scored_trial
@@ -109,7 +110,7 @@ class AMC:
         evaluator: Evaluator,
         cost_model: CostModel,
         budget: Budget | None,
-        importance: FloatArray,
+        importance: LayerImportance,
         seed: int,
         num_steps: int,
         warmup_episodes: int,
@@ -150,7 +151,7 @@ class AMC:
         self.evaluator = evaluator
         self.cost_model = cost_model
         self.budget = budget
-        self.importance = importance
+        self.importance = importance.scores()
         self.num_steps = num_steps
         self.warmup_episodes = warmup_episodes
         self.learning_starts = learning_starts

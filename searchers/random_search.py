@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from compsearch.budget import Budget, largest_within
+from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator
-from compsearch.space import FloatArray, IntArray, SearchSpace
-from compsearch.trial import Trial, scored_trial
+from compsearch.scoring import score
+from compsearch.space import IntArray, SearchSpace
+from compsearch.trial import Trial
 
 
 class RandomSearch:
@@ -32,7 +34,7 @@ class RandomSearch:
         evaluator: Evaluator,
         cost_model: CostModel,
         budget: Budget | None,
-        importance: FloatArray,
+        importance: LayerImportance,
         seed: int,
         num_steps: int,
     ) -> None:
@@ -42,17 +44,14 @@ class RandomSearch:
         self.evaluator = evaluator
         self.cost_model = cost_model
         self.budget = budget
-        self.importance = importance
+        self.importance = importance.scores()
         self.num_steps = num_steps
-        self.dense_cost = cost_model.cost(space.full_policy())
         self.rng = np.random.default_rng(seed)
 
     def step(self) -> list[Trial]:
         """Draws, scores and returns one policy."""
         policy = self.space.select(self.draw(), self.importance)
-        [measurement] = self.evaluator.measure([policy])
-        cost_ratio = self.cost_model.cost(policy) / self.dense_cost
-        return [scored_trial(policy, measurement, objective=measurement.accuracy, cost_ratio=cost_ratio)]
+        return score([policy], space=self.space, evaluator=self.evaluator, cost_model=self.cost_model)
 
     def draw(self) -> IntArray:
         """Units to keep per group, [num_groups]."""

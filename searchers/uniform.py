@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from compsearch.budget import Budget, largest_within
+from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator
-from compsearch.space import FloatArray, IntArray, SearchSpace
-from compsearch.trial import Trial, scored_trial
+from compsearch.scoring import score
+from compsearch.space import IntArray, Policy, SearchSpace
+from compsearch.trial import Trial
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -32,17 +34,22 @@ class Uniform:
         evaluator: Evaluator,
         cost_model: CostModel,
         budget: Budget | None,
-        importance: FloatArray,
+        importance: LayerImportance,
     ) -> None:
+        self.space = space
         self.evaluator = evaluator
-        self.counts = largest_within(budget, lambda ratio: uniform_counts(space, ratio), cost_model=cost_model)
-        self.policy = space.select(self.counts, importance)
-        self.cost_ratio = cost_model.cost(self.policy) / cost_model.cost(space.full_policy())
+        self.cost_model = cost_model
+        self.importance = importance.scores()
+        self.policy = self._policy(budget)
+        self.counts = space.counts(self.policy)
 
     def step(self) -> list[Trial]:
         """Scores the one policy."""
-        [measurement] = self.evaluator.measure([self.policy])
-        return [scored_trial(self.policy, measurement, objective=measurement.accuracy, cost_ratio=self.cost_ratio)]
+        return self._score([self.policy])
+
+    def family(self, trial: Trial, budgets: Sequence[Budget]) -> list[Trial]:
+        """The largest uniform policy of each budget, scored."""
+        return self._score([self._policy(budget) for budget in budgets])
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: nothing changes from step to step."""
@@ -50,6 +57,13 @@ class Uniform:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to load."""
+
+    def _score(self, policies: Sequence[Policy]) -> list[Trial]:
+        return score(policies, space=self.space, evaluator=self.evaluator, cost_model=self.cost_model)
+
+    def _policy(self, budget: Budget | None) -> Policy:
+        counts = largest_within(budget, lambda ratio: uniform_counts(self.space, ratio), cost_model=self.cost_model)
+        return self.space.select(counts, self.importance)
 
 
 def uniform_counts(space: SearchSpace, keep_ratio: float) -> IntArray:

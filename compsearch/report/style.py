@@ -49,6 +49,14 @@ MARKS: Mapping[str, Mark] = MappingProxyType(
     }
 )
 OTHER_MARK = Mark("X", GREY, 80)
+#: Other searchers' networks, in the order they come.
+OTHER_MARKS = (
+    Mark("o", BLUE, 70),
+    Mark("^", GREEN, 70),
+    Mark("X", GREY, 80),
+    Mark("v", BLACK, 70),
+    Mark("p", ORANGE, 80),
+)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -47,7 +47,7 @@ def tiny() -> SimpleNamespace:
                 model(torch.randn(32, 3, 8, 8))
     model.eval()
     space = trace(model, torch.zeros(2, 3, 8, 8), divisor=1, min_keep_ratio=0.1)
-    importance = l1_inputs(model, space)
+    importance = l1_inputs(model, space).scores()
     half = space.select([max(1, group.size // 2) for group in space.groups], importance)
     return SimpleNamespace(
         model=model,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from backends.evaluate import NetworkEvaluator
-from backends.importance import l1_inputs, l1_outputs, l2_outputs
+from backends.importance import l1, l1_inputs, squared_l2
 from backends.macs import MacsCost, ParamsCost
 from backends.recovery import NoRecovery
 from backends.surgery import extract
@@ -98,9 +98,9 @@ def test_a_wrong_precision_is_refused(tiny: SimpleNamespace) -> None:
         evaluator(tiny, precision="float8")
 
 
-@pytest.mark.parametrize(("criterion", "power"), [(l1_outputs, 1), (l2_outputs, 2)])
+@pytest.mark.parametrize(("criterion", "power"), [(l1, 1), (squared_l2, 2)])
 def test_output_importance_sums_the_filters_of_a_unit(tiny: SimpleNamespace, criterion: Any, power: int) -> None:
-    scores = criterion(tiny.model, tiny.space)
+    scores = criterion(tiny.model, tiny.space).scores()
     index = [group.name for group in tiny.space.groups].index("conv1")
     start = tiny.space.offsets[index]
     by_hand = tiny.model.conv1.weight.detach().abs().pow(power).sum((1, 2, 3)).double().numpy()
@@ -108,7 +108,7 @@ def test_output_importance_sums_the_filters_of_a_unit(tiny: SimpleNamespace, cri
 
 
 def test_input_importance_sums_over_every_layer_that_reads_a_unit(tiny: SimpleNamespace) -> None:
-    scores = l1_inputs(tiny.model, tiny.space)
+    scores = l1_inputs(tiny.model, tiny.space).scores()
     index = [group.name for group in tiny.space.groups].index("stem")
     start = tiny.space.offsets[index]
     readers = (tiny.model.conv1.weight, tiny.model.down.weight)

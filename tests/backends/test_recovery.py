@@ -202,7 +202,7 @@ def test_a_network_that_fx_cannot_trace_is_refitted_too(tiny: SimpleNamespace) -
 
     model = Branching(tiny.model).eval()
     space = trace(model, torch.zeros(2, 3, 8, 8), divisor=1, min_keep_ratio=0.1)
-    half = space.select([max(1, group.size // 2) for group in space.groups], l1_inputs(model, space))
+    half = space.select([max(1, group.size // 2) for group in space.groups], l1_inputs(model, space).scores())
     wrapped = SimpleNamespace(model=model, space=space, calibration=tiny.calibration)
     network = extract(model, space, half)
     cut = copy.deepcopy(network)

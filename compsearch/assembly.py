@@ -1,0 +1,144 @@
+"""From a configuration to the objects of a run, each built from the ones before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
+from compsearch.composition import check, make, offers, takes
+from compsearch.protocols import CostModel, Evaluator, Searcher, Workbench
+from compsearch.space import SearchSpace
+from compsearch.trial import Genome
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of.
+
+    `budgets` are those of the family, largest first; the last one is `budget`, which the search keeps to. Without a
+    budget there are none.
+    """
+
+    space: SearchSpace
+    evaluator: Evaluator
+    cost_models: Mapping[str, CostModel]
+    cost_model: CostModel
+    budget: Budget | None
+    budgets: tuple[Budget, ...]
+    searcher: Searcher
+    baseline: Searcher
+    workbench: Workbench
+
+
+def assemble(
+    config: Mapping[str, Any], *, splits: Any = None, model: Any = None, learned: Genome | None = None
+) -> Parts:
+    """Builds everything `config` names, each from the ones before; `splits` and `model` may be given ready-made.
+
+    `learned` is the genome that an earlier search ended with, for searchers that can go on from one.
+
+    What depends on shapes alone comes first, so that a budget out of reach is refused before a network is trained.
+    """
+    check(config)
+    available = network_parts(config, splits=splits, model=model)
+    splits = available["splits"]
+    space: SearchSpace = make(config["space"], available, place="space")
+    if not space.groups:
+        raise ValueError(f"a network must have channels to prune, but {config['model']['name']} has none: see inspect")
+    available["space"] = space
+    cost_models: dict[str, CostModel] = make(config["cost_models"], available, place="cost_models")
+    cost_model, budgets = _budgets(config, cost_models, space)
+    budget = budgets[-1] if budgets else None
+    available |= {"cost_models": list(cost_models.values()), "cost_model": cost_model, "budget": budget}
+    if model is None:
+        _give_weights(config, available)
+    train = {**available, "split": splits.train}
+    available["calibration"] = make(config["calibration"], train, place="calibration")
+    more = {**config["calibration"], "num_images": config["finalist"]["calibration_images"]}
+    final_calibration = make(more, train, place="finalist.calibration_images")
+    available["importance"] = make(config["importance"], available, place="importance")
+    available["learned"] = learned
+    available["split"] = splits.search
+    recovery = make(config["recover"], available, place="recover")
+    thorough = {**available, "calibration": final_calibration}
+    final_recovery = make(config["finalist"]["recover"], thorough, place="finalist.recover")
+    available["evaluator"] = make(config["evaluator"], {**available, "recovery": recovery}, place="evaluator")
+    finetune = make(config["finetune"], available, place="finetune")
+    workbench = make(
+        config["workbench"], {**available, "recovery": final_recovery, "recipe": finetune}, place="workbench"
+    )
+    return Parts(
+        space=space,
+        evaluator=available["evaluator"],
+        cost_models=cost_models,
+        cost_model=cost_model,
+        budget=budget,
+        budgets=budgets,
+        searcher=make(config["searcher"], available, place="searcher"),
+        baseline=make(config["baseline"], available, place="baseline"),
+        workbench=workbench,
+    )
+
+
+def network_parts(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> dict[str, Any]:
+    """The first collaborators: seed, device, splits and the dense network, as yet without its weights."""
+    device = make(config["device_resolver"], {"device": config["device"]}, place="device")
+    available = {"seed": config["seed"], "device": device}
+    if splits is None:
+        splits = make(config["dataset"]["build"], available, place="dataset.build")
+    available |= {"splits": splits, "num_classes": splits.num_classes, "image_size": splits.image_size}
+    if model is None:
+        node, choice = config["model"]["build"], config["model"]["weights"]
+
+        def build(weights: str | None) -> Any:
+            if weights is not None and not takes(node, "weights", place="model.build"):
+                raise ValueError(
+                    f"`model.weights` must be trained, random or the path of a state_dict for "
+                    f"{config['model']['name']}, but got {choice!r}, which is no file"
+                )
+            return make(node, {**available, "weights": weights}, place="model.build")
+
+        model = make(config["network"], {**available, "build": build, "weights": choice}, place="network")
+    images, _ = next(iter(splits.train.batches(2)))
+    return {**available, "model": model.to(device), "example_input": images.to(device)}
+
+
+def _give_weights(config: Mapping[str, Any], available: Mapping[str, Any]) -> None:
+    recipe = make(config["pretrain"], available, place="pretrain")
+    description = {"description": {"build": config["model"]["build"]}, "name": config["model"]["name"]}
+    choice = {"weights": config["model"]["weights"], "cache_dir": config["cache_dir"], "recipe": recipe}
+    make(config["weights"], {**available, **description, **choice}, place="weights")
+
+
+def _budgets(
+    config: Mapping[str, Any], cost_models: Mapping[str, CostModel], space: SearchSpace
+) -> tuple[CostModel, tuple[Budget, ...]]:
+    """The cost model of the budget's resource, and the budgets, largest first; none where there is no limit."""
+    node = config["budget"]
+    resource, cost_ratio, limit, cost_ratios = (node[key] for key in ("resource", "cost_ratio", "limit", "cost_ratios"))
+    if resource not in cost_models:
+        raise ValueError(f"`budget.resource` must be one of {', '.join(cost_models)}, but got {resource!r}")
+    cost_model = cost_models[resource]
+    if limit is not None and (cost_ratio is not None or cost_ratios is not None):
+        raise ValueError(
+            f"only one of budget.cost_ratio(s) and budget.limit may be set, but got {cost_ratio=}, {cost_ratios=} and "
+            f"{limit=}; add budget.cost_ratio=null"
+        )
+    if limit is not None:
+        return cost_model, (budget_from_limit(limit=limit, cost_model=cost_model, space=space),)
+    ratios = [cost_ratio] if cost_ratio is not None else []
+    if cost_ratios is not None:
+        ratios = sorted(cost_ratios, reverse=True)
+        if not ratios or len(set(ratios)) != len(ratios):
+            raise ValueError(f"`budget.cost_ratios` must be distinct and at least one, but got {cost_ratios}")
+        if not offers(config["searcher"], "family", place="searcher"):
+            name = config["searcher"]["_target_"].rsplit(".", 1)[-1]
+            raise ValueError(
+                f"budget.cost_ratios needs a searcher that gives a family, but {name} gives one network per search; "
+                f"sweep instead: -m budget.cost_ratio={','.join(f'{ratio:g}' for ratio in ratios)}"
+            )
+    return cost_model, tuple(
+        budget_from_ratio(cost_ratio=ratio, cost_model=cost_model, space=space) for ratio in ratios
+    )

@@ -1,0 +1,138 @@
+"""LeGR: Learned Global Ranking (Chin, Ding, Zhang, Marculescu; CVPR 2020, arXiv:1904.12368).
+
+Every filter's norm goes through an affine map of its layer, I = α·‖θ‖ + κ, all filters are ranked by it together, and
+the lowest go until a budget is met. Regularized evolution learns (α, κ) once, at the lowest budget of interest; the
+same ranking then gives a network for every other budget, each nested in the next. What differs from the paper and the
+released code (github.com/cmu-enyac/LeGR) is numbered in LEGR.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from compsearch.budget import Budget
+from compsearch.importance import LayerImportance
+from compsearch.protocols import CostModel, Evaluator
+from compsearch.scoring import score
+from compsearch.space import FloatArray, Policy, SearchSpace
+from compsearch.trial import Genome, Trial
+from searchers.fitness import fitness_of
+from searchers.ranking import Ranking
+from searchers.regularized_evolution import EvolutionOptions, Generator, RegularizedEvolution
+
+
+class LeGR:
+    """One step, a batch of trials: of the initial population first, then children of the best of a sample.
+
+    A genome is [2, num_layers]: α > 0 above, κ below, for the layers of `importance`. Every trial carries its
+    own, so that `family` can say what it keeps within another budget. With `learned`, the genome that an earlier search
+    ended with, nothing is learnt: one step, one trial, its policy at `budget`.
+    """
+
+    def __init__(
+        self,
+        *,
+        space: SearchSpace,
+        evaluator: Evaluator,
+        cost_model: CostModel,
+        budget: Budget | None,
+        importance: LayerImportance,
+        seed: int,
+        num_trials: int,
+        fitness: str,
+        alpha_sigma: float,
+        evolution: EvolutionOptions,
+        learned: Genome | None = None,
+    ) -> None:
+        if budget is None:
+            raise ValueError("a budget must be given for searcher legr: without one its ranking removes nothing")
+        if alpha_sigma < 0:
+            raise ValueError(f"`alpha_sigma >= 0` must hold, but got {alpha_sigma=} for searcher legr")
+        self.space = space
+        self.evaluator = evaluator
+        self.cost_model = cost_model
+        self.budget = budget
+        self.importance = importance
+        self.alpha_sigma = alpha_sigma
+        self.fitness = fitness_of(fitness)
+        self.learned = learned
+        self.evolution = RegularizedEvolution(
+            options=evolution,
+            num_trials=num_trials,
+            num_genes=len(importance.layers),
+            seed=seed,
+            initial=self.initial,
+            mutate=self.mutate,
+        )
+        self.population_size = evolution.population_size
+        self.num_steps = self.evolution.num_steps if learned is None else 1
+
+    def step(self) -> list[Trial]:
+        """Proposes, scores and returns the next batch."""
+        if self.learned is not None:
+            return self._score([self._from_record(self.learned)], [self.budget])
+        genomes = self.evolution.ask()
+        trials = self._score(genomes, [self.budget] * len(genomes))
+        self.evolution.tell(genomes, [trial.objective for trial in trials])
+        return trials
+
+    def family(self, trial: Trial, budgets: Sequence[Budget]) -> list[Trial]:
+        """What the ranking of `trial` keeps within each budget, scored; nested."""
+        return self._score([self._from_record(trial.genome)] * len(budgets), budgets)
+
+    def initial(self, index: int, rng: Generator) -> FloatArray:
+        """Member `index` of the initial population: the identity (α = 1, κ = 0) first, then chance.
+
+        α is exp N(0, alpha_sigma), κ N(0, σ_l) with σ_l the standard deviation of layer l's norms.
+        """
+        num_layers = len(self.importance.layers)
+        if index == 0:
+            return np.stack([np.ones(num_layers), np.zeros(num_layers)])
+        alpha = np.exp(self.alpha_sigma * rng.standard_normal(num_layers))
+        return np.stack([alpha, self.importance.stds * rng.standard_normal(num_layers)])
+
+    def mutate(self, genome: FloatArray, mutated: FloatArray, sigma: float, rng: Generator) -> FloatArray:
+        """α·exp N(0, `sigma`) and κ + N(0, σ_l) in the `mutated` layers."""
+        alpha, kappa = genome
+        num_layers = len(mutated)
+        factor = np.exp(mutated * sigma * rng.standard_normal(num_layers))
+        shift = mutated * self.importance.stds * rng.standard_normal(num_layers)
+        return np.stack([alpha * factor, kappa + shift])
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.evolution.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues after the step at which `state` was taken."""
+        self.evolution.load_state_dict(state)
+
+    def _score(self, genomes: Sequence[FloatArray], budgets: Sequence[Budget]) -> list[Trial]:
+        return score(
+            [self._policy(*pair) for pair in zip(genomes, budgets, strict=True)],
+            space=self.space,
+            evaluator=self.evaluator,
+            cost_model=self.cost_model,
+            objective=self.fitness,
+            genomes=[self._to_record(genome) for genome in genomes],
+        )
+
+    def _policy(self, genome: FloatArray, budget: Budget) -> Policy:
+        scores = self.importance.scores(alpha=genome[0], kappa=genome[1])
+        return Ranking(self.space, scores).policy(budget, cost_model=self.cost_model)
+
+    def _to_record(self, genome: FloatArray) -> Genome:
+        layers = self.importance.layers
+        alpha, kappa = (dict(zip(layers, genes.tolist(), strict=True)) for genes in genome)
+        return {"alpha": alpha, "kappa": kappa}
+
+    def _from_record(self, record: Genome) -> FloatArray:
+        layers = self.importance.layers
+        if set(record) != {"alpha", "kappa"} or any(set(genes) != set(layers) for genes in record.values()):
+            raise ValueError(
+                "a learned ranking must have an alpha and a kappa for each layer of this network, but got "
+                f"{ {name: len(genes) for name, genes in record.items()} } for {len(layers)} layers"
+            )
+        return np.array([[record[name][layer] for layer in layers] for name in ("alpha", "kappa")])
