@@ -43,7 +43,8 @@ def l2(model: nn.Module, space: SearchSpace, reduction: str = "sum") -> LayerImp
 def bn_scale(model: nn.Module, space: SearchSpace, reduction: str = "sum") -> LayerImportance:
     """|γ| of the batch norms a unit goes through (Liu et al. 2017, arXiv:1708.06519).
 
-    The layers are the norms. Raises ValueError for a network with a group that no batch norm scales.
+    The layers are the norms, in the order in which the network holds them. Raises ValueError for a network with a group
+    that no batch norm scales.
     """
     norms = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     sites = [site for site in space.sites if site.dim == 0 and site.parameter in norms]
@@ -125,11 +126,10 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _sites(space: SearchSpace, *, dim: int) -> list[Site]:
-    """Dimension `dim` of every layer's weight, where units are: 0 what makes them, 1 what reads them."""
-    weights = {layer.parameter for layer in space.layers}
-    return [
-        site for site in space.sites if site.dim == dim and site.parameter in weights and bool((site.units >= 0).any())
-    ]
+    """Dimension `dim` of every layer's weight, in forward order: 0 what makes units, 1 what reads them."""
+    found = {site.parameter: site for site in space.sites if site.dim == dim and bool((site.units >= 0).any())}
+    weights = dict.fromkeys(layer.parameter for layer in space.layers)
+    return [found[weight] for weight in weights if weight in found]
 
 
 def _entries(
@@ -144,7 +144,7 @@ def _entries(
     layer_index, units, values = [], [], []
     for index, site in enumerate(sites):
         tensor = measure(tensors[site.parameter].detach().double())
-        rows = tensor.sum([axis for axis in range(tensor.dim()) if axis != site.dim]).cpu().numpy()
+        rows = tensor.movedim(site.dim, 0).reshape(len(site.units), -1).sum(1).cpu().numpy()
         is_unit = site.units >= 0
         present = np.unique(site.units[is_unit])
         total: FloatArray = np.zeros(space.num_units)

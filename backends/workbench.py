@@ -114,6 +114,11 @@ class NetworkWorkbench:
 
     def load(self, policy: Policy, state: Mapping[str, Any]) -> nn.Module:
         """The network of `policy` with the weights of `state`."""
-        network = extract(self.model, self.space, policy)
-        network.load_state_dict(dict(state))
-        return network
+        return load_network(model=self.model, space=self.space, policy=policy, state=state)
+
+
+def load_network(*, model: nn.Module, space: SearchSpace, policy: Policy, state: Mapping[str, Any]) -> nn.Module:
+    """The network that `policy` leaves of `model`, which is not changed, with the weights of `state`."""
+    network = extract(model, space, policy)
+    network.load_state_dict(dict(state))
+    return network

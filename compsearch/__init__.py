@@ -5,7 +5,7 @@
 
 from compsearch.space import Group, Policy, SearchSpace
 
-__all__ = ["Compressed", "Group", "Policy", "SearchSpace", "compress"]
+__all__ = ["Compressed", "Group", "Policy", "SearchSpace", "compress", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -14,4 +14,8 @@ def __getattr__(name: str) -> object:
         from compsearch import api
 
         return getattr(api, name)
+    if name == "load":
+        from compsearch.loading import load
+
+        return load
     raise AttributeError(f"module 'compsearch' has no attribute {name!r}")

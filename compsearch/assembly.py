@@ -18,7 +18,8 @@ class Parts:
     """What a run is made of.
 
     `budgets` are those of the family, largest first; the last one is `budget`, which the search keeps to. Without a
-    budget there are none.
+    budget there are none. `shapes` is what building the network takes from the dataset: num_classes, image_size and the
+    input_shape of one image.
     """
 
     space: SearchSpace
@@ -30,6 +31,7 @@ class Parts:
     searcher: Searcher
     baseline: Searcher
     workbench: Workbench
+    shapes: Mapping[str, Any]
 
 
 def assemble(
@@ -79,6 +81,11 @@ def assemble(
         searcher=make(config["searcher"], available, place="searcher"),
         baseline=make(config["baseline"], available, place="baseline"),
         workbench=workbench,
+        shapes={
+            "num_classes": available["num_classes"],
+            "image_size": available["image_size"],
+            "input_shape": list(available["example_input"].shape[1:]),
+        },
     )
 
 
@@ -124,14 +131,15 @@ def _budgets(
     if limit is not None and (cost_ratio is not None or cost_ratios is not None):
         raise ValueError(
             f"only one of budget.cost_ratio(s) and budget.limit may be set, but got {cost_ratio=}, {cost_ratios=} and "
-            f"{limit=}; add budget.cost_ratio=null"
+            f"{limit=}; add budget.cost_ratio=null budget.cost_ratios=null, or budget.limit=null"
         )
     if limit is not None:
         return cost_model, (budget_from_limit(limit=limit, cost_model=cost_model, space=space),)
     ratios = [cost_ratio] if cost_ratio is not None else []
     if cost_ratios is not None:
         ratios = sorted(cost_ratios, reverse=True)
-        if not ratios or len(set(ratios)) != len(ratios):
+        # Distinct as written, too: files and stages are named by them.
+        if not ratios or len({f"{ratio:g}" for ratio in ratios}) != len(ratios):
             raise ValueError(f"`budget.cost_ratios` must be distinct and at least one, but got {cost_ratios}")
         if not offers(config["searcher"], "family", place="searcher"):
             name = config["searcher"]["_target_"].rsplit(".", 1)[-1]

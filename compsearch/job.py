@@ -26,6 +26,7 @@ from compsearch.family import (
     load_state,
     member_name,
 )
+from compsearch.loading import MODEL_FILE, NETWORK_FILE, POLICY_FILE
 from compsearch.measuring import measured, network_row
 from compsearch.recorder import Recorder
 from compsearch.report.pareto import uniform_verdict
@@ -48,8 +49,6 @@ IRRELEVANT = (
     "evaluator.num_workers",
     "workbench.batch_size",
 )
-POLICY_FILE = "policy.json"
-MODEL_FILE = "model.pt"
 RECOVERED_FILE = "recovered.pt"
 FINETUNE_CHECKPOINT = "finetune.pt"
 
@@ -162,6 +161,7 @@ def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: 
         if accuracy > best_accuracy or best_network is None:
             best, best_accuracy, best_network = policy, accuracy, network
     folder.write_json(POLICY_FILE, best.to_json())
+    folder.write_json(NETWORK_FILE, parts.shapes)
     folder.write_torch(RECOVERED_FILE, parts.workbench.state(best_network))
     return {"policy": best.to_json(), "accuracy_search": best_accuracy}
 

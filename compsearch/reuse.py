@@ -21,6 +21,7 @@ UNLEARNED = (
     "finetune",
     "dataset.finetune_epochs",
     "workbench",
+    "loader",
     "baseline",
 )
 

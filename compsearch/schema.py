@@ -78,6 +78,7 @@ class Config:
     weights: Any = MISSING
     device_resolver: Any = MISSING
     calibration: Any = MISSING
+    loader: Any = MISSING
     workbench: Any = MISSING
     seed: int = 0
     device: str = "auto"

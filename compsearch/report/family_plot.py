@@ -59,7 +59,8 @@ def _draw(axes: Axes, summary: Summary, name: str, resource: str, others: Sequen
     if dense.accuracy_test is not None:
         axes.axhline(dense.accuracy_test, color=GREY, linewidth=0.6, linestyle=":", zorder=1)
     own = [row for member in summary.family if (row := member.network(name))]
-    _line(axes, own, dense, resource, MARKS[name], summary.searcher)
+    # One mark in both panels, as there is one legend; first of those that meet, as it is the largest.
+    _line(axes, own, dense, resource, MARKS["compressed"], summary.searcher)
     uniform = [row for member in summary.family if (row := member.network("uniform"))]
     _line(axes, uniform, dense, resource, MARKS["uniform"], "uniform", style="--")
     searchers = list(dict.fromkeys(other.searcher for other in others))

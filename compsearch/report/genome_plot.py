@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from compsearch.report.style import BLUE, GREY, new_figure, save, tidy
 from compsearch.trial import Genome
@@ -28,6 +29,9 @@ def genome_figure(genome: Genome, *, title: str) -> Figure:
         is_factor = bool((values > 0).all())
         if is_factor:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
         neutral = 1.0 if is_factor else 0.0
         axes.bar(np.arange(len(values)), values - neutral, bottom=neutral, width=0.8, color=BLUE)
         axes.axhline(neutral, color=GREY, linewidth=0.8)

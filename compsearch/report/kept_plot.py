@@ -27,7 +27,7 @@ def kept_figure(space: SearchSpace, policies: Mapping[str, Policy], *, title: st
     for row, column in np.ndindex(counts.shape):
         is_dark = counts[row, column] / space.sizes[column] < 0.55
         color = "white" if is_dark else BLACK
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=5.5, color=color)
+        axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=6.5, color=color)
     axes.set_yticks(range(len(policies)), list(policies), fontsize=8)
     labels = [f"{group.name}{' (tied)' if group.is_coupled else ''}  {group.size}" for group in space.groups]
     axes.set_xticks(range(num_groups), labels, rotation=90, fontsize=7)

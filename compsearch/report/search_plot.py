@@ -67,11 +67,11 @@ def search_figure(
             label="failed trial",
         )
     above.set_ylabel("objective (higher is better)")
-    above.legend(fontsize=8, frameon=False, loc="lower right")
+    above.legend(fontsize=8, loc="lower right", framealpha=0.85, edgecolor="none")
     below.scatter(order, [trial.cost_ratio for trial in trials], s=12, color=BLUE, alpha=0.5, linewidths=0)
     if budget is not None:
         below.axhline(budget.cost_ratio, color=VERMILION, linewidth=1.2, label=f"budget {budget.cost_ratio:.4g}")
-        below.legend(fontsize=8, frameon=False, loc="lower right")
+        below.legend(fontsize=8, loc="lower right", framealpha=0.85, edgecolor="none")
     below.set_ylabel(resource_label(resource).replace(": ", ":\n"))
     below.set_xlabel("trial")
     below.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from backends.evaluate import NetworkEvaluator
-from backends.importance import l1, l1_inputs, squared_l2
 from backends.macs import MacsCost, ParamsCost
 from backends.recovery import NoRecovery
 from backends.surgery import extract
@@ -96,21 +95,3 @@ def test_the_dense_network_and_the_global_generator_stay_as_they_are(tiny: Simpl
 def test_a_wrong_precision_is_refused(tiny: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match=r"evaluator.precision"):
         evaluator(tiny, precision="float8")
-
-
-@pytest.mark.parametrize(("criterion", "power"), [(l1, 1), (squared_l2, 2)])
-def test_output_importance_sums_the_filters_of_a_unit(tiny: SimpleNamespace, criterion: Any, power: int) -> None:
-    scores = criterion(tiny.model, tiny.space).scores()
-    index = [group.name for group in tiny.space.groups].index("conv1")
-    start = tiny.space.offsets[index]
-    by_hand = tiny.model.conv1.weight.detach().abs().pow(power).sum((1, 2, 3)).double().numpy()
-    assert scores[start : start + 12] == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_input_importance_sums_over_every_layer_that_reads_a_unit(tiny: SimpleNamespace) -> None:
-    scores = l1_inputs(tiny.model, tiny.space).scores()
-    index = [group.name for group in tiny.space.groups].index("stem")
-    start = tiny.space.offsets[index]
-    readers = (tiny.model.conv1.weight, tiny.model.down.weight)
-    by_hand = sum(weight.detach().abs().sum((0, 2, 3)).double() for weight in readers).numpy()
-    assert scores[start : start + 8] == pytest.approx(by_hand, rel=1e-5)

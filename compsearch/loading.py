@@ -1,0 +1,58 @@
+"""A compressed network from the folder of its run, in a process that never searched."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compsearch.composition import make
+from compsearch.family import FAMILY_FILE, load_state
+from compsearch.run_folder import RunFolderError, read_config
+from compsearch.space import Policy, SearchSpace
+
+POLICY_FILE = "policy.json"
+MODEL_FILE = "model.pt"
+NETWORK_FILE = "network.json"
+
+
+def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = None) -> Any:
+    """The network that the run in `folder` ended with, its final weights loaded, on the CPU in eval mode.
+
+    `cost_ratio` picks a member of a family, as it was asked for; the lowest otherwise. The dense network is built anew
+    from the run's config, without data or downloads; for a run of `compsearch.compress` give it as `model`, which is
+    not changed. Raises ValueError, in one line, when the folder holds no such network.
+    """
+    path = Path(folder)
+    config = read_config(path)
+    try:
+        shapes = json.loads((path / NETWORK_FILE).read_text())
+        policy, weights = _member(path, cost_ratio)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} must hold a finished run, but {error.filename} is missing") from None
+    if model is None:
+        if config["model"]["name"] == "given":
+            raise ValueError(f"{path} is a run of compsearch.compress: give the network it compressed as `model`")
+        collaborators = {**shapes, "seed": config["seed"], "weights": None}
+        model = make(config["model"]["build"], collaborators, place="model.build")
+    model = copy.deepcopy(model).cpu().eval()
+    example = torch.zeros(2, *shapes["input_shape"])
+    space: SearchSpace = make(config["space"], {"model": model, "example_input": example}, place="space")
+    space.check(policy)
+    collaborators = {"model": model, "space": space, "policy": policy, "state": load_state(path / weights)}
+    return make(config["loader"], collaborators, place="loader")
+
+
+def _member(path: Path, cost_ratio: float | None) -> tuple[Policy, str]:
+    """The policy of a member, and the file of its weights."""
+    if cost_ratio is None:
+        return Policy.from_json(json.loads((path / POLICY_FILE).read_text())), MODEL_FILE
+    members = json.loads((path / FAMILY_FILE).read_text())["members"]
+    for member in members:
+        if f"{member['cost_ratio']:g}" == f"{cost_ratio:g}":
+            return Policy.from_json(member["policy"]), member["weights"]
+    offered = ", ".join(f"{member['cost_ratio']:g}" for member in members)
+    raise ValueError(f"`cost_ratio` must be one of {path}'s family, {offered}, but got {cost_ratio:g}")

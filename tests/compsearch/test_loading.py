@@ -1,0 +1,91 @@
+"""A run's networks come back in a process that never searched."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import compsearch
+from compsearch.composition import compose_config
+from compsearch.job import run
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RUN = [
+    "searcher=global_magnitude",
+    "model=resnet20",
+    "model.weights=random",
+    "budget.cost_ratios=[0.4,0.6]",
+    "recover=none",
+    "recover@finalist.recover=none",
+    "finetune.epochs=0",
+    "run_name=loaded",
+    "workbench.latency_time_budget_s=0.1",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("loading") / "run"
+    run(compose_config(RUN), path)
+    return path
+
+
+def test_every_member_predicts_what_its_own_process_measured(folder: Path) -> None:
+    code = (
+        "import sys, torch, compsearch\n"
+        "images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))\n"
+        "ratio = None if sys.argv[2] == 'none' else float(sys.argv[2])\n"
+        "network = compsearch.load(sys.argv[1], cost_ratio=ratio)\n"
+        "torch.save(network(images).detach(), sys.argv[3])\n"
+    )
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for ratio in (None, 0.6):
+        out = folder.parent / "logits.pt"
+        arguments = [str(folder), "none" if ratio is None else str(ratio), str(out)]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=ROOT)
+        here = compsearch.load(folder, cost_ratio=ratio)
+        assert not here.training
+        assert torch.equal(torch.load(out, weights_only=True), here(images).detach())
+
+
+def test_members_differ_in_size(folder: Path) -> None:
+    small, large = (compsearch.load(folder, cost_ratio=ratio) for ratio in (0.4, 0.6))
+    num_params = [sum(parameter.numel() for parameter in network.parameters()) for network in (small, large)]
+    assert num_params[0] < num_params[1]
+
+
+def test_a_member_that_is_not_there_is_refused_with_what_is(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"must be one of .* family, 0.6, 0.4, but got 0.5"):
+        compsearch.load(folder, cost_ratio=0.5)
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ValueError, match="is no run"):
+        compsearch.load(tmp_path)
+    (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
+    with pytest.raises(ValueError, match=r"must hold a finished run, but .*network.json is missing"):
+        compsearch.load(tmp_path)
+
+
+def test_a_run_of_compress_needs_its_network(tmp_path: Path) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)
+    ).eval()
+    generator = torch.Generator().manual_seed(0)
+    data = (torch.randn(64, 3, 8, 8, generator=generator), torch.arange(64) % 2)
+    options = [
+        "recover=none",
+        "recover@finalist.recover=none",
+        "finetune.epochs=0",
+        "workbench.latency_time_budget_s=0.1",
+    ]
+    result = compsearch.compress(
+        model, train=data, test=data, searcher="uniform", folder=tmp_path / "run", overrides=options
+    )
+    with pytest.raises(ValueError, match="give the network it compressed as `model`"):
+        compsearch.load(tmp_path / "run")
+    loaded = compsearch.load(tmp_path / "run", model=model)
+    assert torch.equal(loaded(data[0]), result.module.eval()(data[0]))

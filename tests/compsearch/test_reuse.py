@@ -1,0 +1,201 @@
+"""Runs side by side at several budgets learn once, and say so; nothing else is taken over."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compsearch import job
+from compsearch.composition import compose_config
+from compsearch.recorder import read_trials
+from compsearch.run_folder import CONFIG_FILE, SUMMARY_FILE, RunFolder
+from compsearch.space import Policy
+from compsearch.summary import Summary
+from compsearch.trial import Trial
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = [
+    "searcher=legr",
+    "searcher.num_trials=4",
+    "searcher.evolution.population_size=3",
+    "searcher.evolution.sample_size=2",
+    "model=resnet20",
+    "model.build.depth=8",
+    "model.weights=random",
+    "dataset.build.image_size=8",
+    "calibration.num_images=32",
+    "finalist.calibration_images=32",
+    "finalist.num=1",
+    "finetune.epochs=0",
+    "workbench.latency_repetitions=2",
+    "workbench.latency_warmup=1",
+    "space.divisor=4",
+    "recover=bn",
+    "recover@finalist.recover=bn",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "draw_run", lambda *arguments: None)
+
+
+def run(folder: Path, name: str, *options: str, reuse: bool = True) -> Summary:
+    """The run `name` of a sweep into `folder`."""
+    return job.run(compose_config([*FAST, *options, f"run_name={name}"]), folder / name, reuse=reuse)
+
+
+def trials(folder: Path) -> list[Trial]:
+    return read_trials(folder / "trials.jsonl")
+
+
+def learned(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "learned.json").read_text())
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one finished run in it, at cost_ratio 0.4."""
+    folder = tmp_path_factory.mktemp("results")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "draw_run", lambda *arguments: None)
+        run(folder, "first", "budget.cost_ratio=0.4")
+    return folder
+
+
+def beside(results: Path, tmp_path: Path) -> Path:
+    """A copy of `results` to add runs to."""
+    folder = tmp_path / "results"
+    (folder / "first").mkdir(parents=True)
+    for file in (results / "first").iterdir():
+        if file.name != ".lock":
+            (folder / "first" / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_a_sweep_learns_once_and_says_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "compsearch", "-m", "budget.cost_ratio=0.3,0.5", *FAST]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = sorted(path for path in (tmp_path / "results").iterdir() if path.is_dir())
+    assert "macs0.3" in first.name
+    assert "macs0.5" in second.name
+    assert len(trials(first)) == 4
+    [only] = trials(second)
+    assert 0.3 < only.cost_ratio <= 0.5
+    chosen = json.loads((first / "policy.json").read_text())
+    assert next(trial.genome for trial in trials(first) if trial.policy.to_json() == chosen) == only.genome
+    assert f"nothing to learn: {first.name} did at cost_ratio 0.3" in done.stdout + done.stderr
+    assert f"nothing was learned here: {first.name} did, at cost_ratio 0.3" in done.stdout
+    notes = json.loads((second / SUMMARY_FILE).read_text())["notes"]
+    assert any(first.name in note for note in notes)
+
+
+def test_a_run_takes_over_what_was_learned_beside_it(results: Path, tmp_path: Path) -> None:
+    folder = beside(results, tmp_path)
+    summary = run(folder, "second", "budget.cost_ratio=0.6")
+    [trial] = trials(folder / "second")
+    assert trial.genome == learned(folder / "first")["genome"]
+    assert trial.genome
+    assert summary.search_cost.num_trials == 1
+    source = Policy.from_json(json.loads((folder / "first" / "policy.json").read_text()))
+    kept = dict(trial.policy.kept)
+    assert all(set(units) <= set(kept[name]) for name, units in source.kept)
+    # The origin is handed on, not the run in between.
+    run(folder, "third", "budget.cost_ratio=0.8")
+    assert learned(folder / "third") == learned(folder / "first")
+    assert learned(folder / "third")["run"] == "first"
+
+
+def test_a_family_takes_over_what_was_learned_at_its_lowest_budget_or_below(results: Path, tmp_path: Path) -> None:
+    folder = beside(results, tmp_path)
+    summary = run(folder, "family", "budget.cost_ratios=[0.4,0.8]")
+    assert summary.search_cost.num_trials == 1
+    assert len(summary.family) == 2
+    assert len(trials(folder / "family")) == 2
+
+
+def test_what_is_learned_after_it_matters_for_nothing(results: Path, tmp_path: Path) -> None:
+    folder = beside(results, tmp_path)
+    options = ["finetune.lr=0.5", "finalist.num=2", "workbench.latency_warmup=2", "recover@finalist.recover=none"]
+    assert run(folder, "second", "budget.cost_ratio=0.5", *options).search_cost.num_trials == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["budget.cost_ratio=0.35"],
+        ["budget.cost_ratios=[0.35,0.8]"],
+        ["budget=params", "budget.cost_ratio=0.6"],
+        ["budget.cost_ratio=0.6", "seed=1"],
+        ["budget.cost_ratio=0.6", "model.build.depth=14"],
+        ["budget.cost_ratio=0.6", "importance=l1"],
+        ["budget.cost_ratio=0.6", "importance.reduction=max"],
+        ["budget.cost_ratio=0.6", "recover=none"],
+        ["budget.cost_ratio=0.6", "searcher.fitness=accuracy"],
+        ["budget.cost_ratio=null", "budget.limit=600000"],
+    ],
+    ids=" ".join,
+)
+def test_a_run_that_differs_in_more_than_a_larger_budget_learns_for_itself(
+    results: Path, tmp_path: Path, options: list[str]
+) -> None:
+    folder = beside(results, tmp_path)
+    summary = run(folder, "second", *options)
+    assert summary.search_cost.num_trials == 4
+    assert not any("nothing was learned" in note for note in summary.notes)
+
+
+def test_a_single_run_learns_for_itself(results: Path, tmp_path: Path) -> None:
+    folder = beside(results, tmp_path)
+    assert run(folder, "second", "budget.cost_ratio=0.6", reuse=False).search_cost.num_trials == 4
+
+
+def test_an_unfinished_or_unreadable_run_is_no_source(results: Path, tmp_path: Path) -> None:
+    for index, (name, content) in enumerate(((SUMMARY_FILE, None), (CONFIG_FILE, "{"), ("learned.json", "{"))):
+        folder = beside(results, tmp_path / str(index))
+        file = folder / "first" / name
+        if content is None:
+            file.unlink()
+        else:
+            file.write_text(content)
+        assert run(folder, "second", "budget.cost_ratio=0.6").search_cost.num_trials == 4, name
+
+
+def test_of_several_sources_the_nearest_budget_counts(results: Path, tmp_path: Path) -> None:
+    folder = beside(results, tmp_path)
+    run(folder, "lower", "budget.cost_ratio=0.3")
+    run(folder, "higher", "budget.cost_ratio=0.7", reuse=False)
+    run(folder, "second", "budget.cost_ratio=0.6")
+    assert learned(folder / "second")["run"] == "first"
+
+
+def test_what_is_taken_over_is_decided_once(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    folder = beside(results, tmp_path)
+    finish = RunFolder.finish
+
+    def killing(run_folder: RunFolder, name: str, result: Any) -> None:
+        finish(run_folder, name, result)
+        if name == "finalist":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", killing)
+        with pytest.raises(Killed):
+            run(folder, "second", "budget.cost_ratio=0.6")
+    (folder / "first" / SUMMARY_FILE).unlink()
+    # Even when it goes on alone, with the source gone.
+    assert run(folder, "second", "budget.cost_ratio=0.6", reuse=False).search_cost.num_trials == 1
+    [trial] = trials(folder / "second")
+    assert trial.genome == learned(folder / "first")["genome"]
