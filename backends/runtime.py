@@ -30,8 +30,8 @@ _MAX_DOUBTFUL = 0.2
 #: Images run again at a time. Always as many: every new batch size would have its kernels made first.
 _DOUBTFUL_BATCH = 16
 #: The difference of two logits is doubted within so many standard deviations of its error. Of the predictions that
-#: bfloat16 would change, 7% lie beyond (the integral of a normal's tail from 1.5 on, over that from 0), one in some 3,000
-#: images; 3.0 would leave none, and have twice as many images run again.
+#: bfloat16 would change, 7% lie beyond (the integral of a normal's tail from 1.5 on, over that from 0), about one in
+#: 3,000 images; 3.0 would leave none, and have twice as many images run again.
 _DOUBT = 1.5
 
 Logits = Callable[[Tensor], Tensor]

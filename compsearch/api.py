@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,16 @@ from compsearch.summary import Summary
 
 @dataclass(frozen=True)
 class Compressed:
-    """The compressed network, what it keeps, every trial of the search (a table), and the summary."""
+    """The compressed network, what it keeps, every trial of the search (a table), and the summary.
+
+    `family` holds the networks at all budgets of a family, by the cost_ratio asked for; empty for a single budget.
+    """
 
     module: Any
     policy: Policy
     trials: pd.DataFrame
     summary: Summary
+    family: Mapping[float, Any] = field(default_factory=dict)
 
 
 def compress(
@@ -37,19 +41,25 @@ def compress(
     test: Any,
     search: Any = None,
     searcher: str = "amc",
-    budget: float = 0.5,
+    budget: float | Sequence[float] = 0.5,
     resource: str = "macs",
     folder: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Compressed:
     """Searches which channels of `model` to keep within `budget` (cost_ratio of `resource`), and returns the result.
 
+    Several budgets make a family: one search at the lowest, whose network is the result, and a network for each.
+
     `train`, `test` and optionally `search` are datasets, loaders or (images, labels) of ready float images; the search
     split is carved out of `train` when it isn't given. `overrides` are the command line's, such as
     ``["searcher.num_steps=50", "finetune.epochs=0"]``. `folder` keeps the run, and resumes one that was interrupted;
     without it nothing is left behind. `model` is not changed. Raises ValueError for what the caller can mend.
     """
-    options = [f"searcher={searcher}", f"budget={resource}", f"budget.cost_ratio={budget}", "dataset=given"]
+    if isinstance(budget, int | float):
+        limits = f"budget.cost_ratio={budget}"
+    else:
+        limits = f"budget.cost_ratios={list(budget)}"
+    options = [f"searcher={searcher}", f"budget={resource}", limits, "dataset=given"]
     config = compose_config([*options, "model=given", "run_name=compress", *overrides])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(folder) if folder is not None else Path(scratch) / "run"
@@ -59,6 +69,8 @@ def compress(
             parts = assemble(config, splits=splits, model=copy.deepcopy(model).eval())
             summary = job.summary_of(config, run_folder, parts)
             policy, module = job.result(run_folder, parts)
+            family = job.family_result(run_folder, parts)
             trials = trials_frame(path / TRIALS_FILE)
-    module.train(model.training)
-    return Compressed(module=module, policy=policy, trials=trials, summary=summary)
+    for network in (module, *family.values()):
+        network.train(model.training)
+    return Compressed(module=module, policy=policy, trials=trials, summary=summary, family=family)

@@ -5,6 +5,7 @@ Each stage is done once, however often the run is killed.
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 import subprocess
@@ -105,6 +106,18 @@ def result(folder: RunFolder, parts: Parts) -> tuple[Policy, Any]:
     assert chosen is not None, "only a finished run has a result"
     policy = Policy.from_json(chosen["policy"])
     return policy, parts.workbench.load(policy, load_state(folder.path / MODEL_FILE))
+
+
+def family_result(folder: RunFolder, parts: Parts) -> dict[float, Any]:
+    """The networks of a finished run's family, by the cost_ratio asked for; empty where it has none."""
+    path = folder.path / FAMILY_FILE
+    members = json.loads(path.read_text())["members"] if path.exists() else []
+    return {
+        member["cost_ratio"]: parts.workbench.load(
+            Policy.from_json(member["policy"]), load_state(folder.path / member["weights"])
+        )
+        for member in members
+    }
 
 
 def summary_of(config: Mapping[str, Any], folder: RunFolder, parts: Parts) -> Summary:

@@ -58,7 +58,7 @@ class LeGR:
         self.importance = importance
         self.alpha_sigma = alpha_sigma
         self.fitness = fitness_of(fitness)
-        self.learned = learned
+        self.learned = None if learned is None else self._from_record(learned)
         self.evolution = RegularizedEvolution(
             options=evolution,
             num_trials=num_trials,
@@ -73,7 +73,7 @@ class LeGR:
     def step(self) -> list[Trial]:
         """Proposes, scores and returns the next batch."""
         if self.learned is not None:
-            return self._score([self._from_record(self.learned)], [self.budget])
+            return self._score([self.learned], [self.budget])
         genomes = self.evolution.ask()
         trials = self._score(genomes, [self.budget] * len(genomes))
         self.evolution.tell(genomes, [trial.objective for trial in trials])
@@ -135,4 +135,7 @@ class LeGR:
                 "a learned ranking must have an alpha and a kappa for each layer of this network, but got "
                 f"{ {name: len(genes) for name, genes in record.items()} } for {len(layers)} layers"
             )
-        return np.array([[record[name][layer] for layer in layers] for name in ("alpha", "kappa")])
+        genome = np.array([[record[name][layer] for layer in layers] for name in ("alpha", "kappa")])
+        if not (genome[0] > 0).all():
+            raise ValueError(f"`alpha > 0` must hold for a learned ranking, but got {genome[0].min():g}")
+        return genome

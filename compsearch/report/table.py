@@ -34,7 +34,22 @@ def summary_table(summary: Summary) -> str:
         cells = [cell(row) for row in summary.networks]
         if any(text != _NOT_MEASURED for text in cells):
             lines.append([label, *cells])
-    return "\n".join([_title(summary), "", *_align(lines), "", *_remarks(summary)])
+    family = [*_align(_family_lines(summary)), ""] if summary.family else []
+    return "\n".join([_title(summary), "", *_align(lines), "", *family, *_remarks(summary)])
+
+
+def _family_lines(summary: Summary) -> list[list[str]]:
+    """One line per member of the family: the test split's accuracies, and costs as fractions of the dense network's."""
+    kinds = [kind for kind in ("compressed", "fine-tuned", "uniform") if any(m.network(kind) for m in summary.family)]
+    lines = [["family, by cost_ratio", *(f"{kind}, test" for kind in kinds), "FLOPs", "parameters", "latency"]]
+    resources = ("macs", "params", "latency_ms")
+    for member in summary.family:
+        own = member.network("compressed")
+        accuracies = [_percent(row.accuracy_test) if (row := member.network(kind)) else _NOT_MEASURED for kind in kinds]
+        ratios = {} if own is None else summary.ratios(own)
+        costs = [f"{ratios[name]:.3f}" if name in ratios else _NOT_MEASURED for name in resources]
+        lines.append([f"{member.cost_ratio:g}", *accuracies, *costs])
+    return lines
 
 
 def _title(summary: Summary) -> str:

@@ -101,3 +101,15 @@ def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     scope = {"network": Small().eval(), "train_set": images(120, 0), "test_set": images(30, 1)}
     exec(example, scope)
+
+
+def test_several_budgets_give_a_family() -> None:
+    torch.manual_seed(0)
+    model = Small().eval()
+    options = ["finetune.epochs=0", "workbench.latency_repetitions=3", "space.divisor=1"]
+    given = {"train": images(120, 0), "test": images(30, 1), "searcher": "global_magnitude", "overrides": options}
+    result = compsearch.compress(model, budget=[0.8, 0.5], **given)
+    assert list(result.family) == [0.8, 0.5]
+    sizes = [sum(parameter.numel() for parameter in network.parameters()) for network in result.family.values()]
+    assert sizes[0] > sizes[1] == sum(parameter.numel() for parameter in result.module.parameters())
+    assert [member.cost_ratio for member in result.summary.family] == [0.8, 0.5]
