@@ -55,10 +55,7 @@ def compress(
     ``["searcher.num_steps=50", "finetune.epochs=0"]``. `folder` keeps the run, and resumes one that was interrupted;
     without it nothing is left behind. `model` is not changed. Raises ValueError for what the caller can mend.
     """
-    if isinstance(budget, int | float):
-        limits = f"budget.cost_ratio={budget}"
-    else:
-        limits = f"budget.cost_ratios={list(budget)}"
+    limits = f"budget.cost_ratio={budget}" if isinstance(budget, int | float) else f"budget.cost_ratios={list(budget)}"
     options = [f"searcher={searcher}", f"budget={resource}", limits, "dataset=given"]
     config = compose_config([*options, "model=given", "run_name=compress", *overrides])
     with tempfile.TemporaryDirectory() as scratch:
