@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from compsearch.run_folder import CONFIG_FILE, SUMMARY_FILE, RunFolderError, differing_keys, read_config
 
 LEARNED_FILE = "learned.json"
+
+_logger = logging.getLogger(__name__)
 
 #: Settings that what is learned doesn't depend on, beside those that no result depends on.
 UNLEARNED = (
@@ -43,9 +46,17 @@ def learned_beside(path: Path, config: Mapping[str, Any], *, ignore: tuple[str, 
             if differing_keys(read_config(other), config, ignore=(*ignore, *UNLEARNED)):
                 continue
             learned = json.loads((other / LEARNED_FILE).read_text())
-            if learned["cost_ratio"] <= wanted and learned["genome"]:
+            if learned["genome"]:
                 found.append(learned)
-    return max(found, key=lambda learned: float(learned["cost_ratio"]), default={})
+    usable = [learned for learned in found if learned["cost_ratio"] <= wanted]
+    if found and not usable:
+        _logger.info(
+            "learning anew: %s learned at cost_ratio %g, above this budget of %g; name the lowest budget first",
+            found[0]["run"],
+            found[0]["cost_ratio"],
+            wanted,
+        )
+    return max(usable, key=lambda learned: float(learned["cost_ratio"]), default={})
 
 
 def lowest_ratio(config: Mapping[str, Any]) -> float | None:
