@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,8 @@ def family_members(
     for budget, trial, plain in zip(budgets, trials, uniform, strict=True):
         name = member_name(budget)
         file = f"family-{name}.pt"
-        found = folder.once(f"family {name}", lambda: _member(config, folder, parts, name, file, trial, plain))  # noqa: B023
+        finish = functools.partial(_member, config, folder, parts, name, file, trial, plain)
+        found = folder.once(f"family {name}", finish)
         members.append(Member(budget, trial.policy, file, tuple(found["networks"])))
     return members
 

@@ -63,7 +63,8 @@ def _draw(axes: Axes, summary: Summary, name: str, resource: str, others: Sequen
     _line(axes, own, dense, resource, MARKS["compressed"], summary.searcher)
     uniform = [row for member in summary.family if (row := member.network("uniform"))]
     _line(axes, uniform, dense, resource, MARKS["uniform"], "uniform", style="--")
-    searchers = list(dict.fromkeys(other.searcher for other in others))
+    # Runs of uniform add nothing: it is drawn at every budget.
+    searchers = list(dict.fromkeys(other.searcher for other in others if other.searcher.lower() != "uniform"))
     for searcher, mark in zip(searchers, OTHER_MARKS * len(searchers), strict=False):
         rows = []
         for other in others:
