@@ -2,8 +2,8 @@
 
 bfloat16 has eight bits of precision: on ResNet-56 cut to half its MACs it changes the prediction of one image in 200
 without recovery and one in 1,000 with, always one whose two best classes are nearly level. Where the check finds more
-than one in 500, such images are run again in float32; the gap that counts as nearly level comes from the errors seen in
-the check.
+than one in 1,000, such images are run again in float32; the gap that counts as nearly level comes from the errors seen
+in the check.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_DISAGREEMENT = 0.005
 _MAX_DOUBTFUL = 0.2
 #: Where the predictions differ on no more than this as they are, no image is run again: making a second network for a
 #: handful of images takes a sixth of a whole score.
-_NEGLIGIBLE_DISAGREEMENT = 0.002
+_NEGLIGIBLE_DISAGREEMENT = 0.001
 #: Images run again at a time. Always as many: every new batch size would have its kernels made first.
 _DOUBTFUL_BATCH = 16
 #: The difference of two logits is doubted within so many standard deviations of its error. Of the predictions that
