@@ -1,9 +1,9 @@
 """How networks are run for scoring: by a plan or as they are, in bfloat16 or float32, and the check that this is right.
 
-bfloat16 has eight bits of precision: on ResNet-56 cut to half its MACs it changes the prediction of one image in 200
-without recovery and one in 1,000 with, always one whose two best classes are nearly level. Where the check finds more
-than one in 1,000, such images are run again in float32; the gap that counts as nearly level comes from the errors seen
-in the check.
+bfloat16 has eight bits of precision: on ResNet-56 cut to half its MACs it changes the prediction of about one image in
+200 without recovery or with re-estimated norms, and of one in 1,000 after least squares, always one whose two best
+classes are nearly level. Where the check finds more than one in 1,000, such images are run again in float32; the gap
+that counts as nearly level comes from the errors seen in the check.
 """
 
 from __future__ import annotations
