@@ -1,7 +1,7 @@
 """Scoring policies on the search split: extract, recover, classify every image.
 
 What is scored is the extracted network, never the dense one with zeroed channels. How it is run, and the check that it
-predicts what it would as it is in float32, is `backends.runtime`; each batch runs on one core.
+predicts what it would as it is in float32, is `backends.execution`; each batch runs on one core.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from backends.data import Split
 from backends.importance import l1_inputs
 from backends.recovery import Recovery
-from backends.runtime import PLAIN, Runtime, choose_runtime
+from backends.execution import PLAIN, Execution, choose_execution
 from backends.surgery import extract
 from backends.training import PRECISIONS, resolve_precision
 from backends.workers import Workers
@@ -28,7 +28,7 @@ from compsearch.trial import Measurement
 
 log = logging.getLogger(__name__)
 
-#: The runtime is checked on the network that keeps this much of every group.
+#: The execution is checked on the network that keeps this much of every group.
 _CHECKED_KEEP_RATIO = 0.7
 
 
@@ -89,7 +89,7 @@ class NetworkEvaluator:
         return network
 
     @functools.cached_property
-    def runtime(self) -> Runtime:
+    def execution(self) -> Execution:
         """How networks are run, checked when first asked for."""
         keep_ratios = [_CHECKED_KEEP_RATIO] * len(self._space.groups)
         counts = [self._space.nearest_count(index, ratio) for index, ratio in enumerate(keep_ratios)]
@@ -99,15 +99,15 @@ class NetworkEvaluator:
             extract(self._model, self._space, self._space.full_policy()).to(self._device).eval(),
         )
         dtype = getattr(torch, resolve_precision(self._precision, self._device))
-        runtime = choose_runtime(network, dense, self._images, self._workers, dtype)
-        if self._precision == "bfloat16" and runtime.dtype != torch.bfloat16:
+        execution = choose_execution(network, dense, self._images, self._workers, dtype)
+        if self._precision == "bfloat16" and execution.dtype != torch.bfloat16:
             log.warning("evaluator.precision=bfloat16 is not used: it changes too many predictions of this network")
-        return runtime
+        return execution
 
     def _measure(self, policy: Policy) -> Measurement:
         network = self.recovered(policy)
         try:
-            logits, _ = self.runtime.logits(network, self._images, self._workers)
+            logits, _ = self.execution.logits(network, self._images, self._workers)
         except RuntimeError as error:
             # A plan can hold a size that another policy changes; the network itself decides whether it runs.
             log.warning("scoring by a plan failed, running the network as it is: %s", str(error).splitlines()[0])

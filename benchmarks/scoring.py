@@ -48,7 +48,7 @@ from backends.importance import l1_inputs
 from backends.least_squares import LeastSquaresRecovery
 from backends.macs import MacsCost
 from backends.recovery import NoRecovery, Recovery
-from backends.runtime import Runtime
+from backends.execution import Execution
 from backends.surgery import extract, mask
 from backends.workers import Workers
 from compsearch.space import Policy, SearchSpace
@@ -186,7 +186,7 @@ def _compare(setting: Setting, rounds: int) -> nn.Module:
     recovered: nn.Module | None = None
     for name, recovery in recoveries.items():
         evaluator = _evaluator(setting, recovery)
-        runtime, workers = evaluator.runtime, Workers()
+        execution, workers = evaluator.execution, Workers()
         batches = [list(torch.split(part.to(memory_format=torch.channels_last), 64)) for part in setting.slices()]
         watch = Stopwatch()
         for _ in range(rounds):
@@ -197,7 +197,7 @@ def _compare(setting: Setting, rounds: int) -> nn.Module:
             expected, got = [], []
             for index, part in enumerate(setting.slices()):
                 expected.append(watch.time("b score", index, _batched, full, part, BATCH))
-                got.append(watch.time("c score", index, runtime.logits, network, batches[index], workers)[0])
+                got.append(watch.time("c score", index, execution.logits, network, batches[index], workers)[0])
         equal = (torch.cat(expected).argmax(1) == torch.cat(got).argmax(1)).float().mean()
         ours = watch.best("c recover") + watch.best("c score")
         for side in "abc":
@@ -205,7 +205,7 @@ def _compare(setting: Setting, rounds: int) -> nn.Module:
             best, median = sum(map(watch.best, parts)), sum(map(watch.median, parts))
             seconds = "".join(f"{value:8.3f}" for value in (*map(watch.best, parts), best, median))
             label = {"a": "(a) released", "b": "(b) in memory", "c": "(c) ours"}[side]
-            tail = f"   {100 * equal:.2f}% ({runtime})" if side == "c" else ""
+            tail = f"   {100 * equal:.2f}% ({execution})" if side == "c" else ""
             print(f"{name if side == 'a' else '':9}{label:14} {seconds}{best / ours:6.1f}x{tail}")
         recovered = network
     assert recovered is not None
@@ -304,7 +304,7 @@ def _ladder(setting: Setting, recovered: nn.Module, rounds: int, rate: float) ->
     nhwc = copy.deepcopy(norms_folded).to(memory_format=torch.channels_last)
     half = copy.deepcopy(nhwc).bfloat16()
     workers, evaluator = Workers(), _evaluator(setting, NoRecovery())
-    checked = Runtime(lambda _: plan, torch.bfloat16, evaluator.runtime.doubt)
+    checked = Execution(lambda _: plan, torch.bfloat16, evaluator.execution.doubt)
 
     def bound(index: int) -> Tensor:
         run = FusedNetwork(recovered, plan, dtype=torch.bfloat16)

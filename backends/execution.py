@@ -24,7 +24,7 @@ from backends.workers import Workers
 
 log = logging.getLogger(__name__)
 
-#: A runtime is taken when its predictions differ from the plain network's in float32 on no more of the images,
+#: An execution is taken when its predictions differ from the plain network's in float32 on no more of the images,
 MAX_DISAGREEMENT = 0.005
 #: and when no more of them had to be run again.
 _MAX_DOUBTFUL = 0.2
@@ -42,7 +42,7 @@ Logits = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Runtime:
+class Execution:
     """A way of running networks.
 
     `plan_of` gives the plan of a network, None to run it as it is. `doubt` is the gap between the two best logits, as a
@@ -99,13 +99,13 @@ def _no_plan(network: nn.Module) -> None:
 
 
 #: The network itself.
-PLAIN = Runtime(_no_plan, torch.float32)
+PLAIN = Execution(_no_plan, torch.float32)
 
 
-def choose_runtime(
+def choose_execution(
     network: nn.Module, dense: nn.Module, batches: Sequence[Tensor], workers: Workers, dtype: torch.dtype
-) -> Runtime:
-    """The fastest runtime in `dtype` or float32 that predicts what the plain network does, checked on `network`.
+) -> Execution:
+    """The fastest execution in `dtype` or float32 that predicts what the plain network does, checked on `network`.
 
     `network` and `dense` are in eval mode and were extracted by different policies: where their code gives the same
     plan, it holds for all. The choice is logged.
@@ -117,33 +117,33 @@ def choose_runtime(
         return PLAIN
     for candidate in dict.fromkeys((dtype, torch.float32)):
         for way in (plan_of, _no_plan) if plan is not None else (_no_plan,):
-            runtime = _checked(Runtime(way, candidate), network, batches, workers, expected)
-            if runtime is not None:
-                return runtime
+            execution = _checked(Execution(way, candidate), network, batches, workers, expected)
+            if execution is not None:
+                return execution
     return PLAIN
 
 
 def _checked(
-    runtime: Runtime, network: nn.Module, batches: Sequence[Tensor], workers: Workers, expected: Tensor
-) -> Runtime | None:
+    execution: Execution, network: nn.Module, batches: Sequence[Tensor], workers: Workers, expected: Tensor
+) -> Execution | None:
     doubtful = 0.0
     try:
-        logits, _ = runtime.logits(network, batches, workers)
-        if runtime.dtype != torch.float32 and _disagreement(logits, expected) > _NEGLIGIBLE_DISAGREEMENT:
+        logits, _ = execution.logits(network, batches, workers)
+        if execution.dtype != torch.float32 and _disagreement(logits, expected) > _NEGLIGIBLE_DISAGREEMENT:
             error = (logits - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-            runtime = dataclasses.replace(runtime, doubt=_DOUBT * math.sqrt(2) * float(error))
-            logits, doubtful = runtime.logits(network, batches, workers)
+            execution = dataclasses.replace(execution, doubt=_DOUBT * math.sqrt(2) * float(error))
+            logits, doubtful = execution.logits(network, batches, workers)
     except Exception as error:  # a network's own code may fail in any way on another dtype, or by a plan
-        log.info("scoring can't use %s: %s", runtime, (str(error).splitlines() or [type(error).__name__])[0])
+        log.info("scoring can't use %s: %s", execution, (str(error).splitlines() or [type(error).__name__])[0])
         return None
     disagreement = _disagreement(logits, expected)
     log.info(
         "scoring in %s: predictions differ from the plain network's on %.2f%% of images, %.1f%% run twice",
-        runtime,
+        execution,
         100 * disagreement,
         100 * doubtful,
     )
-    return runtime if disagreement <= MAX_DISAGREEMENT and doubtful <= _MAX_DOUBTFUL else None
+    return execution if disagreement <= MAX_DISAGREEMENT and doubtful <= _MAX_DOUBTFUL else None
 
 
 def _disagreement(logits: Tensor, expected: Tensor) -> float:

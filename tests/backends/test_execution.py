@@ -13,7 +13,7 @@ from backends.evaluate import NetworkEvaluator
 from backends.groups import trace
 from backends.macs import MacsCost
 from backends.recovery import NoRecovery
-from backends.runtime import PLAIN, Runtime, choose_runtime
+from backends.execution import PLAIN, Execution, choose_execution
 from backends.surgery import extract
 from backends.training import measure
 from backends.workers import Workers
@@ -26,15 +26,15 @@ def batches(split: Any) -> list[Tensor]:
     return [images.contiguous(memory_format=torch.channels_last) for images, _ in split.batches(8)]
 
 
-def chosen(network: nn.Module, dense: nn.Module, split: Any, dtype: torch.dtype = torch.bfloat16) -> Runtime:
-    return choose_runtime(network, dense, batches(split), WORKERS, dtype)
+def chosen(network: nn.Module, dense: nn.Module, split: Any, dtype: torch.dtype = torch.bfloat16) -> Execution:
+    return choose_execution(network, dense, batches(split), WORKERS, dtype)
 
 
 def test_a_traceable_network_runs_by_its_plan_in_the_dtype_asked_for(tiny: SimpleNamespace) -> None:
     network = extract(tiny.model, tiny.space, tiny.half)
-    runtime = chosen(network, tiny.model, tiny.search)
-    assert runtime.dtype == torch.bfloat16
-    assert runtime.plan_of(network) is not None
+    execution = chosen(network, tiny.model, tiny.search)
+    assert execution.dtype == torch.bfloat16
+    assert execution.plan_of(network) is not None
     assert chosen(network, tiny.model, tiny.search, torch.float32).dtype == torch.float32
 
 
@@ -42,11 +42,11 @@ def test_near_ties_get_float32_logits_and_others_do_not(tiny: SimpleNamespace) -
     network = extract(tiny.model, tiny.space, tiny.half)
     plan_of = chosen(network, tiny.model, tiny.search).plan_of
     expected, _ = PLAIN.logits(network, batches(tiny.search), WORKERS)
-    rough, none = Runtime(plan_of, torch.bfloat16).logits(network, batches(tiny.search), WORKERS)
+    rough, none = Execution(plan_of, torch.bfloat16).logits(network, batches(tiny.search), WORKERS)
     best, second = rough.topk(2, dim=1).values.unbind(1)
     gap = (best - second) / rough.square().mean().sqrt()
     doubt = float(gap.sort().values[9:11].mean())
-    checked, share = Runtime(plan_of, torch.bfloat16, doubt).logits(network, batches(tiny.search), WORKERS)
+    checked, share = Execution(plan_of, torch.bfloat16, doubt).logits(network, batches(tiny.search), WORKERS)
     near = gap <= doubt
     assert int(near.sum()) == 10
     assert none == 0
@@ -109,10 +109,10 @@ def test_bfloat16_that_changes_predictions_is_not_used(tiny: SimpleNamespace) ->
 
 def test_a_plan_that_is_wrong_for_the_network_is_not_used(tiny: SimpleNamespace) -> None:
     network = seeded(Aliasing)
-    runtime = chosen(network, network, tiny.search, torch.float32)
-    assert runtime.plan_of(network) is None
+    execution = chosen(network, network, tiny.search, torch.float32)
+    assert execution.plan_of(network) is None
     expected = torch.cat([network(images) for images in batches(tiny.search)])
-    logits, _ = runtime.logits(network, batches(tiny.search), WORKERS)
+    logits, _ = execution.logits(network, batches(tiny.search), WORKERS)
     assert torch.allclose(logits, expected, atol=1e-4)
 
 
