@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backends.data import Split
+from backends.execution import PLAIN, Execution, choose_execution
 from backends.importance import l1_inputs
 from backends.recovery import Recovery
-from backends.execution import PLAIN, Execution, choose_execution
 from backends.surgery import extract
 from backends.training import PRECISIONS, resolve_precision
 from backends.workers import Workers

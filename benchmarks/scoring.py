@@ -41,6 +41,7 @@ from backends.batch_norm import BatchNormRecovery
 from backends.cifar_resnet import CifarResNet
 from backends.data import NORMALISATIONS, TensorSplit
 from backends.evaluate import NetworkEvaluator
+from backends.execution import Execution
 from backends.fast_inference import FusedNetwork, folded
 from backends.fusion import LayerStep, layer_at, make_plan, norm_at
 from backends.groups import trace
@@ -48,7 +49,6 @@ from backends.importance import l1_inputs
 from backends.least_squares import LeastSquaresRecovery
 from backends.macs import MacsCost
 from backends.recovery import NoRecovery, Recovery
-from backends.execution import Execution
 from backends.surgery import extract, mask
 from backends.workers import Workers
 from compsearch.space import Policy, SearchSpace

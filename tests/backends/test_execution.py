@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backends.evaluate import NetworkEvaluator
+from backends.execution import PLAIN, Execution, choose_execution
 from backends.groups import trace
 from backends.macs import MacsCost
 from backends.recovery import NoRecovery
-from backends.execution import PLAIN, Execution, choose_execution
 from backends.surgery import extract
 from backends.training import measure
 from backends.workers import Workers
