@@ -1,7 +1,8 @@
-"""Scoring policies on the search split: extract, recover, classify every image.
+"""Scoring policies on the search split: cut, recover, classify every image.
 
-What is scored is the extracted network, never the dense one with zeroed channels. How it is run, and the check that it
-predicts what it would as it is in float32, is `backends.execution`; each batch runs on one core.
+What is scored is what surgery leaves: without the removed channels, never the dense network with zeroed ones. How it is
+run, and the check that it predicts what it would as it is in float32, is `backends.execution`; each batch runs on one
+core.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from torch.nn import functional as F
 
 from backends.data import Split
 from backends.execution import PLAIN, Execution, choose_execution
-from backends.importance import l1_inputs
 from backends.recovery import Recovery
-from backends.surgery import extract
+from backends.surgery import Surgery
 from backends.training import PRECISIONS, resolve_precision
 from backends.workers import Workers
 from compsearch.protocols import CostModel
@@ -35,8 +35,9 @@ _CHECKED_KEEP_RATIO = 0.7
 class NetworkEvaluator:
     """Measures policies of `space` on `split`, whose images are held on `device` in float32.
 
-    `model`, which is not changed, is the dense network, `recovery` what is done to a network after the cut. Every
-    measurement carries the costs of all `cost_models`. A policy is measured once; the answer is remembered.
+    `model`, which is not changed, is the dense network, `surgery` what a policy does to it, `recovery` what is done to
+    a network after the cut. Every measurement carries the costs of all `cost_models`. A policy is measured once; the
+    answer is remembered.
 
     `precision` auto is bfloat16 where the device has it natively. It is checked once, on a policy that depends on
     `space` and `model` alone, so that a resumed run scores as the interrupted one did. `num_workers` batches of
@@ -49,6 +50,7 @@ class NetworkEvaluator:
         *,
         model: nn.Module,
         space: SearchSpace,
+        surgery: Surgery,
         split: Split,
         recovery: Recovery,
         cost_models: Sequence[CostModel],
@@ -63,6 +65,7 @@ class NetworkEvaluator:
             raise ValueError(f"`evaluator.precision` must be one of {', '.join(PRECISIONS)}, but got {precision!r}")
         self._model = model
         self._space = space
+        self._surgery = surgery
         self._split = split
         self._recovery = recovery
         self._cost_models = tuple(cost_models)
@@ -84,20 +87,19 @@ class NetworkEvaluator:
 
     def recovered(self, policy: Policy) -> nn.Module:
         """The network that a score of `policy` is of, in eval mode on the evaluator's device."""
-        network = extract(self._model, self._space, policy).to(self._device).eval()
-        self._recovery(network, policy)
+        network = self._cut(policy)
+        with self._surgery.held(network, self._space):
+            self._recovery(network, policy)
         return network
+
+    def _cut(self, policy: Policy) -> nn.Module:
+        return self._surgery(self._model, self._space, policy).to(self._device).eval()
 
     @functools.cached_property
     def execution(self) -> Execution:
         """How networks are run, checked when first asked for."""
-        keep_ratios = [_CHECKED_KEEP_RATIO] * len(self._space.groups)
-        counts = [self._space.nearest_count(index, ratio) for index, ratio in enumerate(keep_ratios)]
-        policy = self._space.select(counts, l1_inputs(self._model, self._space).scores())
-        network, dense = (
-            self.recovered(policy),
-            extract(self._model, self._space, self._space.full_policy()).to(self._device).eval(),
-        )
+        policy = self._surgery.typical(self._model, self._space, _CHECKED_KEEP_RATIO)
+        network, dense = self.recovered(policy), self._cut(self._space.full_policy())
         dtype = getattr(torch, resolve_precision(self._precision, self._device))
         execution = choose_execution(network, dense, self._images, self._workers, dtype)
         if self._precision == "bfloat16" and execution.dtype != torch.bfloat16:

@@ -97,7 +97,7 @@ def follower(
 def follow(tracer: Tracer, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Shapes, list[Tensor]]:
     """Runs `module` on `inputs` under its tracer; returns its output's shapes and labels, which are frozen."""
     tracer.enter(inputs)
-    with _undisturbed(), torch.no_grad(), tracer:
+    with undisturbed(), torch.no_grad(), tracer:
         output = module(*inputs)
     tensors = output_tensors(output)
     parts = [part for mark in map(tracer.mark, tensors) if mark is not None for part in mark.parts]
@@ -107,7 +107,7 @@ def follow(tracer: Tracer, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[
 
 def output_shapes(module: nn.Module, inputs: tuple[Any, ...]) -> Shapes:
     """The shapes that `module`, which running may change, returns."""
-    with _undisturbed(), torch.no_grad():
+    with undisturbed(), torch.no_grad():
         return [tuple(tensor.shape) for tensor in output_tensors(module(*inputs))]
 
 
@@ -133,7 +133,7 @@ def _leave(tracer: Tracer, module: nn.Module, inputs: Any, output: Any) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """Attention as its operations, not one fused call per encoder; the global generator kept as it was."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

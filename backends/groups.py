@@ -23,15 +23,16 @@ def trace(
     *,
     divisor: int,
     min_keep_ratio: float,
+    min_choices: int = 8,
     freeze: Sequence[str] = (),
     coupled: bool = True,
 ) -> SearchSpace:
     """The search space of `model`, found by running it once on `example_input` (a batch, or a tuple of arguments).
 
-    `divisor` and `min_keep_ratio` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch patterns of groups
-    to leave alone, or of layers whose output channels are; ``coupled=False`` leaves alone every group that several
-    layers emit. The model is not changed: copies of it run in eval mode, on shapes alone where its forward allows, else
-    on its values.
+    `divisor`, `min_keep_ratio` and `min_choices` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch
+    patterns of groups to leave alone, or of layers whose output channels are; ``coupled=False`` leaves alone every
+    group that several layers emit. The model is not changed: copies of it run in eval mode, on shapes alone where its
+    forward allows, else on its values.
 
     A group's producers are the convolutions and linear layers that emit its channels, its consumers those that read
     them, both in forward order. A depthwise or grouped convolution passes on what it reads: it is neither producer nor
@@ -41,15 +42,12 @@ def trace(
     """
 
     def allowed(size: int, width: int) -> tuple[int, ...]:
-        return allowed_counts(size, width=width, divisor=divisor, min_keep_ratio=min_keep_ratio)
+        return allowed_counts(
+            size, width=width, divisor=divisor, min_keep_ratio=min_keep_ratio, min_choices=min_choices
+        )
 
     allowed(8, 1)  # refuses a bad divisor or ratio before any work
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not any(isinstance(value, Tensor) for value in inputs):
-        raise ValueError(
-            f"`example_input` must be a tensor or a tuple with one, but got {type(example_input).__name__}"
-        )
-    subject, labels, runs = _dense_runs(model, inputs)
+    subject, labels, runs = _dense_runs(model, _inputs(example_input))
     draft = Draft(subject.module, subject.batch_size, labels, runs[False].tracer, allowed)
     for group in [group for group in draft.groups if group.group.size == 1]:
         tied = f", tied by {', '.join(group.group.tied_by[:3])}" if group.group.tied_by else ""
@@ -63,6 +61,26 @@ def trace(
         _freeze_matching(draft, pattern)
     Verifier(draft, subject, runs).settle()
     return draft.space()
+
+
+def trace_layers(model: nn.Module, example_input: Tensor | tuple[Any, ...]) -> SearchSpace:
+    """The layers of `model` in forward order with what they cost, as a space that leaves no choice.
+
+    As `trace`, it runs a copy of the model once. Raises ValueError when that fails.
+    """
+    subject, labels, runs = _dense_runs(model, _inputs(example_input))
+    draft = Draft(subject.module, subject.batch_size, labels, runs[False].tracer, lambda size, width: (size,))
+    draft.groups, draft.frozen = [], []
+    return draft.space()
+
+
+def _inputs(example_input: Any) -> tuple[Any, ...]:
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not any(isinstance(value, Tensor) for value in inputs):
+        raise ValueError(
+            f"`example_input` must be a tensor or a tuple with one, but got {type(example_input).__name__}"
+        )
+    return inputs
 
 
 def _dense_runs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Labels, dict[bool, Run]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,75 +12,149 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backends.device_fingerprint import DeviceFingerprint, fingerprint
+from backends.kept_memory import kept_memory
+from backends.runtimes import Run, Runtime, torch_threads
+from compsearch.space import FloatArray
+from compsearch.summary import Latency
+
+#: A run counts as undisturbed when the thread lost no more of it than this share and so many seconds,
+_LOST = 0.01
+_LOST_S = 1e-5
+#: and is timed at most so often until it does; then the shortest stands.
+_ATTEMPTS = 4
+
+
+class LatencyMeter:
+    """Measures networks with one runtime, batch size and number of threads.
+
+    In each round every network runs once, in an order drawn anew. Rounds end after `repetitions`, or once
+    `time_budget_s` is spent, but not before the third; the `warmup` rounds before are not counted. `threads` is what
+    one pass may use on the CPU. `device` is that of the whole job; the runtime says where it runs.
+    """
+
+    def __init__(
+        self,
+        *,
+        runtime: Runtime,
+        device: torch.device,
+        batch_size: int,
+        threads: int,
+        repetitions: int,
+        warmup: int,
+        time_budget_s: float,
+    ) -> None:
+        for name, number, least in (
+            ("batch_size", batch_size, 1),
+            ("threads", threads, 1),
+            ("repetitions", repetitions, 1),
+            ("warmup", warmup, 0),
+        ):
+            if number < least:
+                raise ValueError(f"`latency.{name} >= {least}` must hold, but got {name}={number}")
+        self.runtime = runtime
+        self.device = runtime.device(device)
+        self.batch_size = batch_size
+        self.threads = threads
+        self.repetitions = repetitions
+        self.warmup = warmup
+        self.time_budget_s = time_budget_s
+        self.stopwatch = Stopwatch(alone=threads == 1 and self.device.type == "cpu")
+
+    @property
+    def fingerprint(self) -> DeviceFingerprint:
+        """The machine and the settings; goes with every number."""
+        return fingerprint(
+            runtime=self.runtime.name,
+            device=self.device,
+            threads=self.threads,
+            batch_size=self.batch_size,
+            versions=self.runtime.versions(),
+        )
+
+    def images(self, example_input: Tensor) -> Tensor:
+        """A batch like `example_input` [B, C, H, W] on the device, its images repeated where they are too few."""
+        index = torch.arange(self.batch_size) % len(example_input)
+        return example_input.detach()[index.to(example_input.device)].to(self.device)
+
+    def measure(self, networks: Mapping[str, nn.Module], example_input: Tensor) -> dict[str, Latency]:
+        """The latency of every network on a batch like `example_input`; ratios are to the first.
+
+        Networks run in eval mode; they are not changed. The threads torch may use come back to what they were.
+        """
+        images = self.images(example_input)
+        with self.conditions(), _eval_mode(networks):
+            runs = [self.runtime.prepare(network, images, threads=self.threads) for network in networks.values()]
+            times = self.rounds(runs)  # [num_rounds, num_networks]
+        return dict(zip(networks, summaries(times, str(self.fingerprint)), strict=True))
+
+    @contextmanager
+    def conditions(self) -> Iterator[None]:
+        """What everything is timed under: the threads, no gradients, memory kept. Before and after it's as it was."""
+        with torch_threads(self.threads), torch.inference_mode(), kept_memory():
+            yield
+
+    def rounds(self, runs: Sequence[Run]) -> FloatArray:
+        """Milliseconds of every run, [num_rounds, num_runs]."""
+        order = np.random.default_rng(0)
+        times: list[FloatArray] = []
+        start = time.perf_counter()
+        for done in range(-self.warmup, self.repetitions):
+            if done == 0:
+                start = time.perf_counter()
+            if done >= 3 and time.perf_counter() - start > self.time_budget_s:
+                break
+            took = np.empty(len(runs))
+            # Drawn anew: what ran before leaves the caches behind that the next one finds.
+            for index in order.permutation(len(runs)):
+                took[index] = self.stopwatch.time_us(runs[index]) / 1e3
+            if done >= 0:
+                times.append(took)
+        return np.array(times)
+
+
+def summaries(times: FloatArray, runtime: str) -> list[Latency]:
+    """The latency of every network from milliseconds [num_rounds, num_networks], ratios being to the first network."""
+    return [_summary(times[:, index], times[:, index] / times[:, 0], runtime) for index in range(times.shape[1])]
+
+
+def _summary(values: FloatArray, ratios: FloatArray, runtime: str) -> Latency:
+    p10, median, p90 = np.percentile(values, [10, 50, 90])
+    ratio_p10, ratio, ratio_p90 = np.percentile(ratios, [10, 50, 90])
+    return Latency(
+        median_ms=float(median),
+        p10_ms=float(p10),
+        p90_ms=float(p90),
+        runtime=runtime,
+        repetitions=len(values),
+        ratio=float(ratio),
+        ratio_p10=float(ratio_p10),
+        ratio_p90=float(ratio_p90),
+    )
+
 
 @dataclass(frozen=True)
-class Latency:
-    """Of one forward pass, in milliseconds: the median, the 10th and 90th percentile, and how many were timed."""
+class Stopwatch:
+    """Times runs; `alone` says that a run is done by the calling thread alone.
 
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
-    repetitions: int
-
-
-def measure_latency(
-    networks: Mapping[str, nn.Module],
-    example_input: Tensor,
-    *,
-    repetitions: int,
-    warmup: int,
-    time_budget_s: float,
-    threads: int,
-) -> dict[str, Latency]:
-    """Times every network on `example_input` [B, C, H, W], on the device both are on, in eval mode.
-
-    In each round every network runs once. Rounds end after `repetitions`, or once `time_budget_s` is spent, but not
-    before the third; the `warmup` rounds before are not counted. `threads` is what one pass may use on the CPU; the
-    setting before, and every network's mode, come back afterwards. Raises ValueError.
+    Then what the thread did not get of the processor went to other programs, and a run that lost time to them is timed
+    again, a few times: a machine that does other work too would else be measured, not the network.
     """
-    if repetitions < 1 or warmup < 0 or threads < 1:
-        raise ValueError(
-            "`repetitions >= 1`, `warmup >= 0` and `threads >= 1` must hold for a latency, but got "
-            f"{repetitions=}, {warmup=}, {threads=}"
-        )
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    with _eval_mode(networks), _threads(threads), torch.inference_mode():
-        for _ in range(warmup):
-            for network in networks.values():
-                _time_ms(network, example_input)
-        start = time.perf_counter()
-        for done in range(repetitions):
-            if done >= 3 and time.perf_counter() - start > time_budget_s:
-                break
-            for name, network in networks.items():
-                times[name].append(_time_ms(network, example_input))
-    return {name: _summary(values) for name, values in times.items()}
 
+    alone: bool
 
-def _time_ms(network: nn.Module, example_input: Tensor) -> float:
-    # CUDA runs behind the caller: without waiting on both sides only the launch would be timed.
-    if example_input.is_cuda:
-        torch.cuda.synchronize(example_input.device)
-    start = time.perf_counter()
-    network(example_input)
-    if example_input.is_cuda:
-        torch.cuda.synchronize(example_input.device)
-    return (time.perf_counter() - start) * 1e3
-
-
-def _summary(values: list[float]) -> Latency:
-    p10, median, p90 = np.percentile(values, [10, 50, 90])
-    return Latency(float(median), float(p10), float(p90), len(values))
-
-
-@contextmanager
-def _threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    def time_us(self, run: Run, runs: int = 1) -> float:
+        """Microseconds of one run, out of `runs` in a row."""
+        best = math.inf
+        for _ in range(_ATTEMPTS if self.alone else 1):
+            start, start_cpu = time.perf_counter(), time.thread_time()
+            for _ in range(runs):
+                run()
+            taken, worked = time.perf_counter() - start, time.thread_time() - start_cpu
+            best = min(best, taken)
+            if taken - worked <= _LOST_S + _LOST * taken:
+                return taken * 1e6 / runs
+        return best * 1e6 / runs
 
 
 @contextmanager

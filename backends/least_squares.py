@@ -78,6 +78,15 @@ def wide_ridge_solver(features: Tensor, ridge: float) -> Callable[[Tensor], Tens
     return solve
 
 
+def refuse_sparse(space: SearchSpace) -> None:
+    """Raises ValueError for a space of weights: every layer still reads all its inputs, and a refit fills the zeros."""
+    if space.sparse:
+        raise ValueError(
+            "least squares refits what reads removed channels, but the space is one of weights; use recover=bn, sgd or "
+            "none, and the same for recover@finalist.recover"
+        )
+
+
 def shift_output(layer: RefittedLayer, norm: _BatchNorm | None, by: Tensor) -> None:
     """Adds `by` [out_channels] to what `layer` gives to what follows it: to its bias, or inside the norm after it."""
     held = layer.bias if norm is None else norm.running_mean
@@ -135,6 +144,7 @@ class LeastSquaresRecovery:
                 "`ridge >= 0`, `positions_per_image >= 1` and `max_gram_gib > 0` must hold for least squares, but got "
                 f"{ridge=}, {positions_per_image=}, {max_gram_gib=}"
             )
+        refuse_sparse(space)
         self._model = model
         self._space = space
         self._calibration = calibration

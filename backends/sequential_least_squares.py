@@ -40,7 +40,7 @@ from backends.gram import (
     weight_from_rows,
     weight_rows,
 )
-from backends.least_squares import ridge_solver, shift_output, wide_ridge_solver
+from backends.least_squares import refuse_sparse, ridge_solver, shift_output, wide_ridge_solver
 from backends.workers import Workers
 from compsearch.space import BoolArray, Policy, SearchSpace
 
@@ -94,6 +94,7 @@ class SequentialLeastSquaresRecovery:
                 "`ridge >= 0`, `positions_per_image >= 1`, `rectifications >= 0` and `max_gib > 0` must hold for "
                 f"sequential least squares, but got {ridge=}, {positions_per_image=}, {rectifications=}, {max_gib=}"
             )
+        refuse_sparse(space)
         self._model = model
         self._space = space
         self._calibration = calibration

@@ -1,16 +1,71 @@
-"""Exact surgery: a new network with fewer channels, or a full-size one with those channels zeroed."""
+"""What a policy does to a network. Exact surgery: fewer channels, or a full-size network with those channels zeroed."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backends.importance import l1_inputs
 from compsearch.space import BoolArray, Policy, SearchSpace
+
+
+class Surgery(Protocol):
+    """What a policy does to a network: removes channels, or zeroes weights."""
+
+    def check(self, space: SearchSpace) -> None:
+        """Raises ValueError, in one line, when policies of `space` are not what this surgery does."""
+        ...
+
+    def __call__(self, model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
+        """The network that `policy` makes of `model`, which is not changed and shares no memory with it."""
+        ...
+
+    def structure(self, model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
+        """A network whose state_dict has the result's names and shapes, to load weights into."""
+        ...
+
+    def typical(self, model: nn.Module, space: SearchSpace, keep_ratio: float) -> Policy:
+        """A policy that keeps about `keep_ratio` of every group; it follows from `model` and `space` alone."""
+        ...
+
+    def held(self, network: nn.Module, space: SearchSpace) -> contextlib.AbstractContextManager[None]:
+        """Inside, nothing that trains or changes `network`, a result, brings back what was removed."""
+        ...
+
+
+class ChannelSurgery:
+    """Extracts the channels that stay."""
+
+    def check(self, space: SearchSpace) -> None:
+        """Raises ValueError unless `space` is one of channels."""
+        if space.sparse:
+            raise ValueError(
+                "surgery=channels removes channels, but the space is one of weights; use surgery=magnitude, or "
+                "space=channels"
+            )
+
+    def __call__(self, model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
+        """`extract`."""
+        return extract(model, space, policy)
+
+    def structure(self, model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
+        """`extract`: the sizes are the policy's."""
+        return extract(model, space, policy)
+
+    def typical(self, model: nn.Module, space: SearchSpace, keep_ratio: float) -> Policy:
+        """The channels that the network reads with the largest weights."""
+        counts = [space.nearest_count(index, keep_ratio) for index in range(len(space.groups))]
+        return space.select(counts, l1_inputs(model, space).scores())
+
+    def held(self, network: nn.Module, space: SearchSpace) -> contextlib.AbstractContextManager[None]:
+        """Nothing to hold: what was removed is not there."""
+        return contextlib.nullcontext()
 
 
 def extract(model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:

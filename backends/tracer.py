@@ -246,7 +246,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = Call(func, args, kwargs)
         is_fill = call.name in self._rules.fills
         rule = self._rules.find(func, call.name)
-        if rule is None and not is_fill and _is_composite(func):
+        if rule is None and not is_fill and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         if rule is self._rules.pointwise:
@@ -355,5 +355,6 @@ def is_pointwise(func: Any) -> bool:
 
 
 @functools.cache
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
+    """Whether an operation is made of others, which is how a mode usually meets it; whole in inference mode only."""
     return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))

@@ -49,7 +49,7 @@ from backends.importance import l1_inputs
 from backends.least_squares import LeastSquaresRecovery
 from backends.macs import MacsCost
 from backends.recovery import NoRecovery, Recovery
-from backends.surgery import extract, mask
+from backends.surgery import ChannelSurgery, extract, mask
 from backends.workers import Workers
 from compsearch.space import Policy, SearchSpace
 
@@ -235,6 +235,7 @@ def _evaluator(setting: Setting, recovery: Recovery) -> NetworkEvaluator:
     return NetworkEvaluator(
         model=setting.model,
         space=setting.space,
+        surgery=ChannelSurgery(),
         split=setting.search,
         recovery=recovery,
         cost_models=[MacsCost(setting.space)],

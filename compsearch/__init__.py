@@ -5,7 +5,7 @@
 
 from compsearch.space import Group, Policy, SearchSpace
 
-__all__ = ["Compressed", "Group", "Policy", "SearchSpace", "compress", "load"]
+__all__ = ["Compressed", "Group", "Policy", "SearchSpace", "compress", "export", "load"]
 
 
 def __getattr__(name: str) -> object:
@@ -18,4 +18,8 @@ def __getattr__(name: str) -> object:
         from compsearch.loading import load
 
         return load
+    if name == "export":
+        from compsearch.exporting import export
+
+        return export
     raise AttributeError(f"module 'compsearch' has no attribute {name!r}")

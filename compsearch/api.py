@@ -63,7 +63,7 @@ def compress(
         with RunFolder(path, config, ignore=job.IRRELEVANT) as run_folder:
             given = {"train": train, "test": test, "search": search, "seed": config["seed"]}
             splits = make(config["dataset"]["build"], given, place="dataset.build")
-            parts = assemble(config, splits=splits, model=copy.deepcopy(model).eval())
+            parts = assemble(config, splits=splits, model=copy.deepcopy(model).eval(), once=run_folder.once)
             summary = job.summary_of(config, run_folder, parts)
             policy, module = job.result(run_folder, parts)
             family = job.family_result(run_folder, parts)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
 from compsearch.composition import check, make, offers, takes
+from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator, Searcher, Workbench
 from compsearch.space import SearchSpace
+from compsearch.summary import StoredSize
 from compsearch.trial import Genome
 
 
@@ -19,37 +22,63 @@ class Parts:
 
     `budgets` are those of the family, largest first; the last one is `budget`, which the search keeps to. Without a
     budget there are none. `shapes` is what building the network takes from the dataset: num_classes, image_size and the
-    input_shape of one image.
+    input_shape of one image. `sizes` says what a network takes on disk.
     """
 
     space: SearchSpace
     evaluator: Evaluator
     cost_models: Mapping[str, CostModel]
     cost_model: CostModel
+    importance: LayerImportance
     budget: Budget | None
     budgets: tuple[Budget, ...]
     searcher: Searcher
     baseline: Searcher
     workbench: Workbench
+    sizes: Callable[[Any], StoredSize]
     shapes: Mapping[str, Any]
 
 
+_logger = logging.getLogger(__name__)
+
+#: Computes something under a name, or gives what was computed under it before.
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
+
+
+def compute(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """An `Once` that keeps nothing."""
+    return make()
+
+
 def assemble(
-    config: Mapping[str, Any], *, splits: Any = None, model: Any = None, learned: Genome | None = None
+    config: Mapping[str, Any],
+    *,
+    splits: Any = None,
+    model: Any = None,
+    learned: Genome | None = None,
+    once: Once = compute,
 ) -> Parts:
     """Builds everything `config` names, each from the ones before; `splits` and `model` may be given ready-made.
 
-    `learned` is the genome that an earlier search ended with, for searchers that can go on from one.
+    `learned` is the genome that an earlier search ended with, for searchers that can go on from one. `once` keeps what
+    is measured on the way, so that a resumed run goes on with the same numbers.
 
     What depends on shapes alone comes first, so that a budget out of reach is refused before a network is trained.
     """
     check(config)
     available = network_parts(config, splits=splits, model=model)
     splits = available["splits"]
-    space: SearchSpace = make(config["space"], available, place="space")
-    if not space.groups:
-        raise ValueError(f"a network must have channels to prune, but {config['model']['name']} has none: see inspect")
+    if config["stages"] is not None:
+        raise ValueError(f"stages are one run each, which only the command line does, but got {config['stages']}")
+    available["surgery"] = make(config["surgery"], available, place="surgery")
+    available |= {"once": once, "runtime": make(config["runtime"], available, place="runtime")}
+    available["latency"] = make(config["latency"], available, place="latency")
+    space, aligned = traced_space(config, available, once)
+    available["surgery"].check(space)
     available["space"] = space
+    if any(takes(node, "inventory", place=f"cost_models.{name}") for name, node in config["cost_models"].items()):
+        # Taking one runs as many networks as there are groups, so only where a cost model asks for it.
+        available["inventory"] = make(config["inventory"], available, place="inventory")
     cost_models: dict[str, CostModel] = make(config["cost_models"], available, place="cost_models")
     cost_model, budgets = _budgets(config, cost_models, space)
     budget = budgets[-1] if budgets else None
@@ -76,17 +105,58 @@ def assemble(
         evaluator=available["evaluator"],
         cost_models=cost_models,
         cost_model=cost_model,
+        importance=available["importance"],
         budget=budget,
         budgets=budgets,
         searcher=make(config["searcher"], available, place="searcher"),
         baseline=make(config["baseline"], available, place="baseline"),
         workbench=workbench,
+        sizes=make(config["sizes"], available, place="sizes"),
         shapes={
             "num_classes": available["num_classes"],
             "image_size": available["image_size"],
             "input_shape": list(available["example_input"].shape[1:]),
+            "space": aligned,
         },
     )
+
+
+def traced_space(
+    config: Mapping[str, Any], available: Mapping[str, Any], once: Once
+) -> tuple[SearchSpace, dict[str, Any]]:
+    """The space of the configured network, and the settings in which it differs from the configured one.
+
+    Where channel counts are to be what the runtime prefers, that is measured first. Raises ValueError for a network
+    without anything to prune.
+    """
+
+    def traced(settings: Mapping[str, Any]) -> SearchSpace:
+        space: SearchSpace = make({**config["space"], **settings}, available, place="space")
+        if not space.groups:
+            raise ValueError(
+                f"a network must have channels to prune, but {config['model']['name']} has none: see inspect"
+            )
+        return space
+
+    alignment = config["alignment"]
+    if alignment["divisor"] is None:
+        return traced({}), {}
+    if not takes(config["space"], "divisor", place="space"):
+        raise ValueError("alignment=measured must have channels to align, but this space removes none; alignment=none")
+
+    def measure() -> dict[str, Any]:
+        found: dict[str, Any] = make(
+            alignment["divisor"], {**available, "space": traced({"divisor": 1})}, place="alignment.divisor"
+        )
+        return found
+
+    aligned = {"divisor": once("alignment", measure)["divisor"], "min_choices": alignment["min_choices"]}
+    _logger.info(
+        "channel counts are multiples of %d, as the runtime prefers; alignment=none for space.divisor=%s",
+        aligned["divisor"],
+        config["space"]["divisor"],
+    )
+    return traced(aligned), aligned
 
 
 def network_parts(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> dict[str, Any]:

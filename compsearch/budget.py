@@ -61,6 +61,9 @@ def budget_from_limit(*, limit: float, cost_model: CostModel, space: SearchSpace
 
 def _extremes(cost_model: CostModel, space: SearchSpace) -> tuple[float, float]:
     dense, lowest = cost_model.costs(np.stack([space.sizes, space.min_counts]))
+    if dense <= 0:
+        resource = cost_model.resource
+        raise ValueError(f"a budget must be of what the dense network costs, but its {resource} is {dense:g}")
     return float(dense), float(lowest)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m compsearch [inspect] [overrides]``."""
+"""The command line: ``python -m compsearch [inspect | latency] [overrides]``, ``… export <run folder> [overrides]``."""
 
 from __future__ import annotations
 
@@ -14,22 +14,33 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from compsearch import composition, job
+from compsearch import composition, exporting, job
+from compsearch.latency_report import report_latency
 from compsearch.runner import Interrupted
 
+_LATENCY_RUN_NAME = (
+    "latency-${model.name}-${dataset.name}-${hydra:runtime.choices.runtime}"
+    "-batch${latency.batch_size}-threads${latency.threads}"
+)
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 
 
 def main() -> None:
     """Runs the command in `sys.argv`; exits 0, 1 with one line on stderr, or 130 when interrupted."""
     command = "search"
-    if len(sys.argv) > 1 and sys.argv[1] == "inspect":
+    if len(sys.argv) > 1 and sys.argv[1] in ("inspect", "latency", "export"):
         command = sys.argv.pop(1)
+    if command == "latency":
+        # What it measures; both can still be set, as what is typed comes later.
+        sys.argv[1:1] = ["budget=latency", f"run_name={_LATENCY_RUN_NAME}"]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
     # With its own reporting off, Hydra hands exceptions on, and the user gets one line rather than a page.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        _run(command)
+        if command == "export":
+            print(exporting.run_command(sys.argv[1:]))
+        else:
+            _run(command)
     except Interrupted as interruption:
         print(f"\ncompsearch: {interruption}", file=sys.stderr)
         sys.exit(130)
@@ -52,6 +63,8 @@ def _run(command: str) -> None:
             values = composition.plain(config)
             if command == "inspect":
                 print(job.inspect(values))
+            elif command == "latency":
+                print(report_latency(values, Path(settings.runtime.output_dir), ignore=job.IRRELEVANT))
             else:
                 is_sweep = settings.mode == RunMode.MULTIRUN
                 job.run(values, Path(settings.runtime.output_dir), reuse=is_sweep)

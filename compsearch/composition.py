@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from compsearch.collaborators import collaborate
-from compsearch.schema import Config
+from compsearch.schema import Config, ExportConfig
 
 HYDRA_VERSION_BASE = "1.3"
 
@@ -39,6 +39,7 @@ def register() -> None:
     """Tells Hydra the schema, the budget's label, and every torchvision classifier as a choice of `model`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
+    store.store(name="export_schema", node=ExportConfig)
     for name in _target("backends.zoo.torchvision_names", "model")():
         store.store(group="model", name=name, node={"defaults": ["torchvision", "_self_"], "name": name})
     if not OmegaConf.has_resolver("budget_label"):
@@ -64,14 +65,17 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return typing.cast(dict[str, Any], values)
 
 
-def compose_config(overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration of the command line `overrides`, usable inside a program that runs Hydra itself."""
+def compose_config(overrides: Sequence[str], *, name: str = "config") -> dict[str, Any]:
+    """The configuration of the command line `overrides`, usable inside a program that runs Hydra itself.
+
+    `name` is the file in conf/ that it starts from: a run's, or that of another command.
+    """
     state = Singleton.get_state()
     try:
         GlobalHydra.instance().clear()
         register()
         with initialize_config_dir(str(conf_dir()), version_base=HYDRA_VERSION_BASE):
-            return plain(compose("config", overrides=list(overrides)))
+            return plain(compose(name, overrides=list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_line(error)) from error
     finally:

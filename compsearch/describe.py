@@ -15,6 +15,8 @@ def describe(space: SearchSpace, cost_models: Iterable[CostModel] = ()) -> str:
 
     With `cost_models`, the totals say what the smallest policy costs of the dense network per resource.
     """
+    if space.sparse:
+        return _describe_sparse(space, cost_models)
     rows = [("group", "channels", "keep", "emitted by", "read by", "tied by")]
     for group in space.groups:
         channels = str(group.size) if group.width == 1 else f"{group.size} x {group.width}"
@@ -33,17 +35,37 @@ def describe(space: SearchSpace, cost_models: Iterable[CostModel] = ()) -> str:
         parts.append(
             _table([("frozen", "channels", "because"), *((f.name, str(f.size), f.reason) for f in space.frozen)])
         )
-    macs = sum(layer.macs for layer in space.layers) + space.constant_macs
     prunable = sum(group.size * group.width for group in space.groups)
-    totals = [
+    count = (
         f"{len(space.groups)} groups, {prunable:,} prunable channels, "
-        f"{sum(frozen.size for frozen in space.frozen):,} frozen",
-        f"{macs:,.0f} FLOPs (MACs), {sum(space.parameter_sizes.values()):,} parameters",
-    ]
+        f"{sum(frozen.size for frozen in space.frozen):,} frozen"
+    )
+    return "\n\n".join([*parts, "\n".join([count, *_totals(space, cost_models)])])
+
+
+def _describe_sparse(space: SearchSpace, cost_models: Iterable[CostModel]) -> str:
+    """Layers in forward order with the densities offered, then those that stay dense with reasons, then totals."""
+    rows = [("layer", "weights", "block", "densities")]
+    for weight in space.sparse:
+        group = space.groups[weight.group]
+        block = "×".join(map(str, weight.block))
+        rows.append((group.name, f"{weight.kept[-1]:,}", block, f"{_counts(group.counts)} of {group.size}"))
+    parts = [_table(rows)]
+    if space.frozen:
+        frozen = [(each.name, f"{each.size:,}", each.reason) for each in space.frozen]
+        parts.append(_table([("dense", "weights", "because"), *frozen]))
+    num_weights = sum(int(weight.kept[-1]) for weight in space.sparse)
+    count = f"{len(space.groups)} layers, {num_weights:,} weights of which some may go"
+    return "\n\n".join([*parts, "\n".join([count, *_totals(space, cost_models)])])
+
+
+def _totals(space: SearchSpace, cost_models: Iterable[CostModel]) -> list[str]:
+    macs = sum(layer.macs for layer in space.layers) + space.constant_macs
+    totals = [f"{macs:,.0f} FLOPs (MACs), {sum(space.parameter_sizes.values()):,} parameters"]
     for cost_model in cost_models:
         dense, lowest = (float(cost) for cost in cost_model.costs(np.stack([space.sizes, space.min_counts])))
         totals.append(f"the smallest policy costs {lowest / dense:.4f} of the dense {cost_model.resource}")
-    return "\n\n".join([*parts, "\n".join(totals)])
+    return totals
 
 
 def _counts(counts: Sequence[int]) -> str:

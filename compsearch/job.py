@@ -5,6 +5,7 @@ Each stage is done once, however often the run is killed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import platform
@@ -14,8 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from compsearch import runner
 from compsearch.assembly import Parts, assemble, network_parts
+from compsearch.budget_check import is_predicted, latency_ratio, within_budget
 from compsearch.composition import check, make, takes
 from compsearch.family import (
     FAMILY_FILE,
@@ -36,7 +40,9 @@ from compsearch.report.table import summary_table
 from compsearch.reuse import LEARNED_FILE, learned_beside, lowest_ratio
 from compsearch.run_folder import SUMMARY_FILE, RunFolder
 from compsearch.space import Policy, SearchSpace
-from compsearch.summary import SearchCost, Summary
+from compsearch.stages import run_stages
+from compsearch.summary import NetworkRow, SearchCost, Summary
+from compsearch.timed_trials import time_trials
 from compsearch.trial import Trial
 
 _logger = logging.getLogger(__name__)
@@ -49,8 +55,10 @@ IRRELEVANT = (
     "dataset.build.num_workers",
     "evaluator.num_workers",
     "workbench.batch_size",
+    "timed_trials",
 )
 RECOVERED_FILE = "recovered.pt"
+TIMED_FILE = "latency.csv"
 FINETUNE_CHECKPOINT = "finetune.pt"
 
 
@@ -65,11 +73,22 @@ def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summar
     with RunFolder(path, config, ignore=IRRELEVANT) as folder:
         summary = _finished(folder)
         if summary is None:
-            learned = _learned(config, folder, reuse)
-            summary = summary_of(config, folder, assemble(config, learned=learned.get("genome")))
+            if config["stages"] is None:
+                summary = _searched(config, folder, reuse=reuse)
+            else:
+                summary = run_stages(config, folder, _searched, ignore=IRRELEVANT)
         else:
             _logger.info("%s is finished; delete it to run it again", path)
         print(f"\n{summary_table(summary)}\n\n{_files(folder.path)}")
+    return summary
+
+
+def _searched(config: Mapping[str, Any], folder: RunFolder, *, reuse: bool = False) -> Summary:
+    """The run of `config` in `folder`, which may be a stage of another one's."""
+    summary = _finished(folder)
+    if summary is None:
+        learned = _learned(config, folder, reuse)
+        summary = summary_of(config, folder, assemble(config, learned=learned.get("genome"), once=folder.once))
     return summary
 
 
@@ -132,17 +151,19 @@ def summary_of(config: Mapping[str, Any], folder: RunFolder, parts: Parts) -> Su
     trials = everything[: len(everything) - (len(parts.budgets) - 1 if has_family else 0)]
     [baseline] = parts.baseline.step() if parts.budget is not None else [None]
     found = folder.once("finalist", lambda: _choose(config, folder, parts, trials))
-    policy = Policy.from_json(found["policy"])
-    chosen = next(trial for trial in trials if trial.policy == policy)
+    policy, derived_from = Policy.from_json(found["policy"]), Policy.from_json(found["derived_from"])
+    chosen = next(trial for trial in trials if trial.policy == derived_from)
     _keep_learned(config, folder, chosen)
     folder.once("finetune", lambda: _finetune(config, folder, parts, policy))
     family = family_trials(parts, recorder, everything, chosen)
     members = family_members(config, folder, parts, family, baseline)
     report = folder.once("report", lambda: _report(config, folder, parts, policy, baseline, members))
-    summary = _summary(config, folder, recorder, parts, trials, report, members)
+    timed = folder.once("timed_trials", lambda: time_trials(parts, trials, most=config["timed_trials"]))["trials"]
+    summary = _summary(config, folder, recorder, parts, trials, {**report, **found}, members)
     if members:
         folder.write_json(FAMILY_FILE, family_json(parts, members, policy, MODEL_FILE, chosen.genome))
-    draw_run(folder.path, config, parts, Drawn(trials, family, chosen, baseline, summary))
+    folder.write_text(TIMED_FILE, pd.DataFrame(timed).to_csv(index=False))
+    draw_run(folder.path, config, parts, Drawn(trials, family, chosen, policy, baseline, summary, timed))
     folder.finish("summary", summary.to_json())
     folder.write_json(SUMMARY_FILE, summary.to_json())
     return summary
@@ -163,8 +184,9 @@ def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: 
             f"a search must have a trial that did not fail, but all {len(trials)} did: {trials[-1].failure}"
         )
     ranked = sorted(done, key=lambda trial: trial.objective or 0.0, reverse=True)
-    # Without a budget the objective weighs cost too, and accuracy alone can't choose between finalists.
-    num = config["finalist"]["num"] if parts.budget is not None else 1
+    # Where the objective weighs cost too, as it must without a budget, accuracy alone can't choose between finalists.
+    is_accuracy = parts.budget is not None and not getattr(parts.searcher, "weighs_cost", False)
+    num = config["finalist"]["num"] if is_accuracy else 1
     policies = list(dict.fromkeys(trial.policy for trial in ranked))[:num]
     best, best_accuracy, best_network = policies[0], -1.0, None
     for policy in policies:
@@ -173,10 +195,17 @@ def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: 
         _logger.info("finalist: accuracy %.2f%% on the search split", 100 * accuracy)
         if accuracy > best_accuracy or best_network is None:
             best, best_accuracy, best_network = policy, accuracy, network
-    folder.write_json(POLICY_FILE, best.to_json())
+    chosen = next(trial for trial in ranked if trial.policy == best)
+    checked = within_budget(config, parts, chosen, best_network)
+    folder.write_json(POLICY_FILE, checked.policy.to_json())
     folder.write_json(NETWORK_FILE, parts.shapes)
-    folder.write_torch(RECOVERED_FILE, parts.workbench.state(best_network))
-    return {"policy": best.to_json(), "accuracy_search": best_accuracy}
+    folder.write_torch(RECOVERED_FILE, parts.workbench.state(checked.network))
+    return {
+        "policy": checked.policy.to_json(),
+        "derived_from": best.to_json(),
+        "num_repairs": checked.num_repairs,
+        "accuracy_search": best_accuracy,
+    }
 
 
 def _finetune(config: Mapping[str, Any], folder: RunFolder, parts: Parts, policy: Policy) -> dict[str, Any]:
@@ -200,17 +229,19 @@ def _report(
     bench = parts.workbench
     recovered = bench.load(policy, load_state(folder.path / RECOVERED_FILE))
     networks = {"dense": (parts.space.full_policy(), bench.dense()), "compressed": (policy, recovered)}
+    if baseline is not None and baseline.policy != policy:
+        networks["uniform"] = (baseline.policy, bench.compress(baseline.policy))
     timed = {name: network for name, (_, network) in networks.items()}
     timed |= {member.name: bench.load(member.policy, load_state(folder.path / member.file)) for member in members}
-    latencies = dict(bench.latency_ms(timed))
+    latencies = {name: dataclasses.asdict(latency) for name, latency in bench.latencies(timed).items()}
     if parts.budgets:
         latencies[member_name(parts.budgets[-1])] = latencies["compressed"]
     if config["finetune"]["epochs"]:
         networks["fine-tuned"] = (policy, bench.load(policy, load_state(folder.path / MODEL_FILE)))
         # The same shapes, hence the same time.
         latencies["fine-tuned"] = latencies["compressed"]
-    if baseline is not None and baseline.policy != policy:
-        networks["uniform"] = (baseline.policy, bench.compress(baseline.policy))
+    if "uniform" in networks:  # last in the table
+        networks["uniform"] = networks.pop("uniform")
     rows = [measured(parts, name, of, network) for name, (of, network) in networks.items()]
     return {"networks": rows, "latencies": latencies}
 
@@ -238,6 +269,13 @@ def _summary(
             f"nothing was learned here: {learned['run']} did, at cost_ratio {learned['cost_ratio']:g}, and its search "
             "is not counted above"
         )
+    notes.extend(filter(None, (getattr(model, "note", "") for model in parts.cost_models.values())))
+    notes.extend(_budget_notes(config, parts, rows, report))
+    if parts.space.sparse:
+        notes.append(
+            "the weights that are gone are zeros in tensors of the dense shape: FLOPs and parameters count what is "
+            "left, and only a runtime that skips zeros saves time"
+        )
     verdict = uniform_verdict(network_points(rows, "test", parts.cost_model.resource))
     if verdict:
         notes.append(f"on the test split, before fine-tuning, {verdict}")
@@ -264,6 +302,28 @@ def _summary(
         notes=tuple(notes),
         family=family_rows(parts, members, report["networks"], latencies),
     )
+
+
+def _budget_notes(
+    config: Mapping[str, Any], parts: Parts, rows: Sequence[NetworkRow], report: Mapping[str, Any]
+) -> list[str]:
+    """What measuring says of a budget that the search could only predict, and of the other networks in the table."""
+    if parts.budget is None or not is_predicted(parts):
+        return []
+    wanted = parts.budget.cost_ratio
+    [own] = [row.latency for row in rows if row.name == "compressed"]
+    assert own is not None
+    measured = latency_ratio(config, parts, own)
+    predicted = parts.cost_model.cost(Policy.from_json(report["policy"])) / parts.budget.dense
+    verdict = "met" if measured <= wanted else f"MISSED by {measured - wanted:.4f}"
+    repairs = f", after {report['num_repairs']} repairs" if report["num_repairs"] else ""
+    ratios = f"measured {measured:.4f}, predicted {predicted:.4f}"
+    notes = [f"the latency budget of {wanted:.4f} is {verdict}: {ratios}{repairs}"]
+    for row in rows:
+        if row.name == "uniform" and row.latency is not None and latency_ratio(config, parts, row.latency) > wanted:
+            ratio = latency_ratio(config, parts, row.latency)
+            notes.append(f"uniform is within the budget as predicted, but not as measured: {ratio:.4f}")
+    return notes
 
 
 def _git_commit() -> str:

@@ -30,7 +30,8 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = No
     config = read_config(path)
     try:
         shapes = json.loads((path / NETWORK_FILE).read_text())
-        policy, weights = _member(path, cost_ratio)
+        aligned = shapes.pop("space", {})
+        policy, weights = member_of(path, cost_ratio)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} must hold a finished run, but {error.filename} is missing") from None
     if model is None:
@@ -40,13 +41,16 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = No
         model = make(config["model"]["build"], collaborators, place="model.build")
     model = copy.deepcopy(model).cpu().eval()
     example = torch.zeros(2, *shapes["input_shape"])
-    space: SearchSpace = make(config["space"], {"model": model, "example_input": example}, place="space")
+    available = {"model": model, "example_input": example}
+    space: SearchSpace = make({**config["space"], **aligned}, available, place="space")
     space.check(policy)
-    collaborators = {"model": model, "space": space, "policy": policy, "state": load_state(path / weights)}
+    surgery = make(config["surgery"], {}, place="surgery")
+    result = {"policy": policy, "state": load_state(path / weights)}
+    collaborators = {"model": model, "space": space, "surgery": surgery, **result}
     return make(config["loader"], collaborators, place="loader")
 
 
-def _member(path: Path, cost_ratio: float | None) -> tuple[Policy, str]:
+def member_of(path: Path, cost_ratio: float | None) -> tuple[Policy, str]:
     """The policy of a member, and the file of its weights."""
     if cost_ratio is None:
         return Policy.from_json(json.loads((path / POLICY_FILE).read_text())), MODEL_FILE

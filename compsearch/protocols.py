@@ -11,6 +11,7 @@ from compsearch.trial import Measurement, Trial
 
 if TYPE_CHECKING:  # budgets are made with cost models
     from compsearch.budget import Budget
+    from compsearch.summary import Latency
 
 
 class Searcher(Protocol):
@@ -78,8 +79,12 @@ class Workbench(Protocol):
         """Accuracy on 'search' or 'test', without costs."""
         ...
 
-    def latency_ms(self, networks: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-        """Median, p10 and p90 in ms of one image each, measured interleaved, by name; with a 'runtime' description."""
+    def latencies(self, networks: Mapping[str, Any]) -> Mapping[str, Latency]:
+        """Time of a batch through each network, by name, in turns; ratios are to the first."""
+        ...
+
+    def plain(self, policy: Policy) -> Any:
+        """The network of `policy` neither recovered nor trained: enough for what it costs."""
         ...
 
     def state(self, network: Any) -> dict[str, Any]:

@@ -50,9 +50,15 @@ class DatasetConfig:
 
 @dataclass
 class FinalistConfig:
-    """The best `num` trials are recovered with `recover` and compared on the search split; the best one is kept."""
+    """The best `num` trials are recovered with `recover` and compared on the search split; the best one is kept.
+
+    Where its latency is limited, it is measured, and cut down up to `repairs` times until it takes the budget less
+    `latency_margin` of it at most.
+    """
 
     num: int = MISSING
+    repairs: int = MISSING
+    latency_margin: float = MISSING
     calibration_images: int = MISSING
     recover: Any = MISSING
 
@@ -65,14 +71,23 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    surgery: Any = MISSING
     space: Any = MISSING
+    block: list[int] = MISSING
+    stages: list[float] | None = None
     importance: Any = MISSING
     recover: Any = MISSING
     evaluator: Any = MISSING
     finalist: FinalistConfig = field(default_factory=FinalistConfig)
     pretrain: Any = MISSING
     finetune: Any = MISSING
+    inventory: Any = MISSING
     cost_models: Any = MISSING
+    runtime: Any = MISSING
+    alignment: Any = MISSING
+    latency: Any = MISSING
+    timed_trials: int = MISSING
+    sizes: Any = MISSING
     baseline: Any = MISSING
     network: Any = MISSING
     weights: Any = MISSING
@@ -84,3 +99,14 @@ class Config:
     device: str = "auto"
     cache_dir: str = MISSING
     run_name: str = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """What a finished run's network is written as. `onnx` and `program` name who writes each format."""
+
+    format: str = MISSING
+    cost_ratio: float | None = None
+    num_images: int = MISSING
+    onnx: Any = MISSING
+    program: Any = MISSING

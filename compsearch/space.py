@@ -50,8 +50,9 @@ class Group:
     """Channels that are decided on together.
 
     `size` counts units, `width` the channels of one unit in the group's first producer. `counts` are the numbers of
-    units a policy may keep, ascending, the last one being `size`. `producers` and `consumers` name layers (forward
-    order) that emit and read the channels; `tied_by` names the operations that tie several producers together.
+    units a policy may keep, ascending, the last one being `size` unless every policy removes some. `producers` and
+    `consumers` name layers (forward order) that emit and read the channels; `tied_by` names the operations that tie
+    several producers together.
     """
 
     name: str
@@ -86,19 +87,38 @@ class Site:
     units: IntArray
 
 
-def allowed_counts(size: int, *, width: int = 1, divisor: int = 8, min_keep_ratio: float = 0.1) -> tuple[int, ...]:
+@dataclass(frozen=True, eq=False)
+class SparseWeight:
+    """A weight of which single entries, or blocks of them, may become zero: the choice of one group.
+
+    The group's units are quantiles of magnitude, unit 0 the largest; a policy keeps the first of them. `kept` are the
+    entries that stay by number of units kept, [size + 1]. `block` is (rows, columns) of the weight seen as
+    [outputs, all else]; (1, 1) for single entries.
+    """
+
+    parameter: str
+    group: int
+    block: tuple[int, int]
+    kept: IntArray
+
+
+def allowed_counts(
+    size: int, *, width: int = 1, divisor: int = 8, min_keep_ratio: float = 0.1, min_choices: int = 8
+) -> tuple[int, ...]:
     """Numbers of units that may be kept of a group of `size` units, ascending; `size` itself is always the last.
 
-    Multiples of `divisor` channels where the group has at least eight such multiples; smaller groups use the largest
-    power of two that leaves them eight, so that a 16-channel layer is not limited to 8 or 16.
+    Multiples of `divisor` channels where the group has at least `min_choices` such multiples; smaller groups use the
+    largest power of two that leaves them as many, so that a 16-channel layer is not limited to 8 or 16.
     """
     if divisor < 1:
         raise ValueError(f"`divisor >= 1` must hold, but got {divisor=}; use divisor=1 for no rounding")
     if not 0 < min_keep_ratio <= 1:
         raise ValueError(f"`0 < min_keep_ratio <= 1` must hold, but got {min_keep_ratio=}")
+    if min_choices < 1:
+        raise ValueError(f"`min_choices >= 1` must hold, but got {min_choices=}")
     step = max(1, divisor // width)
-    if size // step < 8:
-        step = 1 << max(0, (max(1, size // 8)).bit_length() - 1)
+    if size // step < min_choices:
+        step = 1 << max(0, (max(1, size // min_choices)).bit_length() - 1)
         step = min(step, max(1, divisor // width))
     lowest = max(1, int(np.ceil(size * min_keep_ratio - 1e-9)))
     counts = [count for count in range(step, size, step) if count >= lowest]
@@ -181,6 +201,8 @@ class SearchSpace:
     parameter_sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     #: Sizes that modules without tensors hold in an attribute ("norm.num_features"), with the units counted there.
     size_sites: tuple[Site, ...] = ()
+    #: Weights that lose entries and keep their shape; a space has these or `sites`.
+    sparse: tuple[SparseWeight, ...] = ()
 
     @functools.cached_property
     def offsets(self) -> IntArray:

@@ -8,26 +8,59 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compsearch.atomic import finite_or_none
+from compsearch.report.timed import Spread
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Measured time of one forward pass; p10 and p90 are the spread over the repetitions.
+    """Measured time of one forward pass of a batch; p10 and p90 are the spread over the repetitions.
 
-    `runtime` says what was timed where, e.g. ``"CPU, batch 1, 1 thread, eager float32"``.
+    `runtime` says what was timed where: the runtime, its version, the processor, threads, number format, batch size.
+    `ratio` is the median of the time over that of the dense network in the same round, with its spread; None where the
+    two were not timed in turns. What slows the machine is in both, so it is steadier than a quotient of two medians.
     """
 
     median_ms: float
     p10_ms: float
     p90_ms: float
     runtime: str
+    repetitions: int = 0
+    ratio: float | None = None
+    ratio_p10: float | None = None
+    ratio_p90: float | None = None
+
+    @property
+    def relative(self) -> Spread | None:
+        """The ratio to the dense network with its spread, None where there is none."""
+        if self.ratio is None or self.ratio_p10 is None or self.ratio_p90 is None:
+            return None
+        return Spread(self.ratio, self.ratio_p10, self.ratio_p90)
+
+
+@dataclass(frozen=True)
+class StoredSize:
+    """Bytes of a network's tensors, its weights stored dense, in CSR or in BSR; each raw and compressed by zlib.
+
+    `block` is BSR's, e.g. ``"4×1"`` rows × columns.
+    """
+
+    dense: int
+    dense_zlib: int
+    csr: int
+    csr_zlib: int
+    bsr: int
+    bsr_zlib: int
+    block: str
 
 
 @dataclass(frozen=True)
 class NetworkRow:
     """One network of the table: ``dense``, ``compressed``, ``fine-tuned``, or a baseline by its searcher's name.
 
-    `accuracy_search` and `accuracy_test` are top-1 on that split, None when it was not measured.
+    `accuracy_search` and `accuracy_test` are top-1 on that split, None when it was not measured. `block_sparsity` is
+    the fraction of weight blocks that are zero; it and `size` are of sparse networks and those compared with them.
+    `costs` is what the policy costs in the other resources there are cost models of, in each resource's own unit; a
+    latency among them is predicted, where `latency` is measured.
     """
 
     name: str
@@ -37,6 +70,20 @@ class NetworkRow:
     accuracy_test: float | None = None
     top5_test: float | None = None
     latency: Latency | None = None
+    block_sparsity: float | None = None
+    size: StoredSize | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
+
+    def ratios(self, dense: NetworkRow) -> dict[str, float]:
+        """What this network costs over what `dense` does, per resource; a latency only where both were measured."""
+        ratios = {"macs": self.macs / dense.macs, "params": self.params / dense.params}
+        for resource, cost in self.costs.items():
+            if resource != "latency_ms" and dense.costs.get(resource):
+                ratios[resource] = cost / dense.costs[resource]
+        if self.latency and dense.latency and self.latency.runtime == dense.latency.runtime:
+            ratio = self.latency.ratio
+            ratios["latency_ms"] = self.latency.median_ms / dense.latency.median_ms if ratio is None else ratio
+        return ratios
 
 
 @dataclass(frozen=True)
@@ -100,10 +147,7 @@ class Summary:
 
     def ratios(self, row: NetworkRow) -> dict[str, float]:
         """The cost_ratio of `row` per resource: what it costs over what the dense network costs."""
-        ratios = {"macs": row.macs / self.dense.macs, "params": row.params / self.dense.params}
-        if row.latency and self.dense.latency and row.latency.runtime == self.dense.latency.runtime:
-            ratios["latency_ms"] = row.latency.median_ms / self.dense.latency.median_ms
-        return ratios
+        return row.ratios(self.dense)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. What follows from others (2×MACs, cost ratios) is written too, for people who read the file."""
@@ -147,6 +191,11 @@ class Summary:
 
 
 def _row_from_json(data: Mapping[str, Any]) -> NetworkRow:
-    given = {key: value for key, value in data.items() if key not in {"flops_2x_macs", "cost_ratios", "latency"}}
-    latency = data["latency"]
-    return NetworkRow(**given, latency=None if latency is None else Latency(**latency))
+    derived = {"flops_2x_macs", "cost_ratios", "latency", "size"}
+    given = {key: value for key, value in data.items() if key not in derived}
+    latency, size = data["latency"], data.get("size")
+    return NetworkRow(
+        **given,
+        latency=None if latency is None else Latency(**latency),
+        size=None if size is None else StoredSize(**size),
+    )

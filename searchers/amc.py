@@ -1,8 +1,9 @@
-"""AMC: AutoML for Model Compression (He, Lin, Liu, Wang, Li, Han; ECCV 2018, arXiv:1802.03494), channel mode.
+"""AMC: AutoML for Model Compression (He, Lin, Liu, Wang, Li, Han; ECCV 2018, arXiv:1802.03494).
 
 A DDPG agent walks the network layer by layer and says how much of each to keep; the action limit keeps every walk
-within the budget; the reward, the pruned network's accuracy without fine-tuning, comes at the end of the walk. What
-differs from the paper and from the released code (github.com/mit-han-lab/amc) is numbered in AMC.md.
+within the budget; the reward, the pruned network's accuracy without fine-tuning, comes at the end of the walk. Whether
+"how much" is of channels, of weights or of blocks of weights is the space's affair. What differs from the paper and
+from the released code (github.com/mit-han-lab/amc) is numbered in AMC.md.
 """
 
 from __future__ import annotations
@@ -20,21 +21,22 @@ from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator
 from compsearch.space import FloatArray, Group, IntArray, Layer, SearchSpace
 from compsearch.trial import Trial, scored_trial
+from searchers.composite_reward import CompositeOptions, CompositeReward
 from searchers.ddpg import DDPG, DDPGOptions, truncated_normal
 
 log = logging.getLogger(__name__)
 
-# --- Rewards: error in [0, 1] and cost in the cost model's unit; higher is better ------------------------------------
+# --- Rewards: of error in [0, 1], cost in the cost model's unit, and all costs; higher is better ----------------------
 
-Reward = Callable[[float, float], float]
+Reward = Callable[[float, float, Mapping[str, float]], float]
 
 
-def accuracy_reward(error: float, cost: float) -> float:
+def accuracy_reward(error: float, cost: float, costs: Mapping[str, float]) -> float:
     """1 - Error, for a search within a budget. The paper's -Error plus a constant, so that it reads as an accuracy."""
     return 1 - error
 
 
-def error_log_cost_reward(error: float, cost: float) -> float:
+def error_log_cost_reward(error: float, cost: float, costs: Mapping[str, float]) -> float:
     """-Error * ln(cost): the paper's -Error·log(FLOPs) on macs, its -Error·log(#Param) on params."""
     return -error * math.log(cost)
 
@@ -97,8 +99,9 @@ def decided_layer(space: SearchSpace, group: Group) -> Layer:
 class AMC:
     """One step is one episode: a walk over the groups in forward order, a score, one update per transition.
 
-    `state` and `reward` name entries of `STATES` and `REWARDS`; `one_hot` adds t to the state as an indicator;
-    `accuracy` is top1 or top5. `replay_action` says which action the agent learns from: what the network got
+    `state` and `reward` name entries of `STATES` and `REWARDS`, or the reward is ``composite``, which `composite`
+    describes and for which the dense network is measured. `one_hot` adds t to the state as an indicator; `accuracy` is
+    top1 or top5. `replay_action` says which action the agent learns from: what the network got
     (`limited`) or what the actor asked for (`raw`). The first `warmup_episodes` act at random; then noise has standard
     deviation ``noise_sigma * noise_decay ** (episodes since)``. Updates are made from episode `learning_starts` on.
     """
@@ -123,10 +126,11 @@ class AMC:
         accuracy: str,
         replay_action: str,
         agent: DDPGOptions,
+        composite: CompositeOptions | None = None,
     ) -> None:
         for name, value, choices in (
             ("state", state, tuple(STATES)),
-            ("reward", reward, tuple(REWARDS)),
+            ("reward", reward, (*REWARDS, "composite")),
             ("accuracy", accuracy, ("top1", "top5")),
             ("replay_action", replay_action, ("limited", "raw")),
         ):
@@ -157,7 +161,8 @@ class AMC:
         self.learning_starts = learning_starts
         self.noise_sigma = noise_sigma
         self.noise_decay = noise_decay
-        self.reward = REWARDS[reward]
+        #: Whether the objective is of more than accuracy, so that accuracy alone can't choose between trials.
+        self.weighs_cost = reward != "accuracy"
         self.accuracy = accuracy
         self.replay_action = replay_action
         self.dense_cost, lowest = (float(cost) for cost in cost_model.costs(np.stack([space.sizes, space.min_counts])))
@@ -168,6 +173,7 @@ class AMC:
             )
         if reward == "error_log_cost" and lowest <= 1:
             raise ValueError(f"reward 'error_log_cost' needs costs above 1, but got {lowest:.6g} {cost_model.resource}")
+        self.reward = self._composite(composite) if reward == "composite" else REWARDS[reward]
         self.static_states = static_states(space, STATES[state])
         if one_hot:
             # Differs from the paper: the blocks of a stage are alike in every feature but t, and a network that is
@@ -186,7 +192,7 @@ class AMC:
         [measurement] = self.evaluator.measure([policy])
         right = measurement.accuracy if self.accuracy == "top1" else measurement.top5
         # A network that answers NaN has classified nothing: the agent learns that from an Error of 1.
-        reward = self.reward(1 - right if measurement.is_finite else 1.0, cost)
+        reward = self.reward(1 - right if measurement.is_finite else 1.0, cost, measurement.costs)
         learns = self.episode >= self.learning_starts
         losses = self.agent.remember(states, actions, reward, num_updates=int(learns))
         log.debug(
@@ -199,6 +205,12 @@ class AMC:
         )
         self.episode += 1
         return [scored_trial(policy, measurement, objective=reward, cost_ratio=cost / self.dense_cost)]
+
+    def _composite(self, options: CompositeOptions | None) -> Reward:
+        if options is None:
+            raise ValueError("reward 'composite' needs its coefficients, but searcher.composite is not set")
+        [dense] = self.evaluator.measure([self.space.full_policy()])
+        return CompositeReward(options, dense=dense, accuracy=self.accuracy)
 
     @property
     def sigma(self) -> float:

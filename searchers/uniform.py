@@ -77,6 +77,6 @@ def uniform_counts(space: SearchSpace, keep_ratio: float) -> IntArray:
         threshold = (index + 1) * _GOLDEN % 1.0
         wanted = keep_ratio * group.size
         lower = max((count for count in group.counts if count <= wanted), default=group.counts[0])
-        upper = min((count for count in group.counts if count >= wanted), default=group.size)
+        upper = min((count for count in group.counts if count >= wanted), default=group.counts[-1])
         counts.append(upper if upper > lower and wanted - lower > threshold * (upper - lower) else lower)
     return np.array(counts, dtype=np.int64)

@@ -95,9 +95,9 @@ def _line(
     style: str = "-",
 ) -> None:
     points = sorted(
-        (float(getattr(row, resource)) / float(getattr(dense, resource)), row.accuracy_test)
+        (ratio, row.accuracy_test)
         for row in rows
-        if row.accuracy_test is not None
+        if row.accuracy_test is not None and (ratio := row.ratios(dense).get(resource)) is not None
     )
     if not points:
         return

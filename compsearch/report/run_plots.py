@@ -9,34 +9,53 @@ from pathlib import Path
 from typing import Any
 
 from compsearch.assembly import Parts
+from compsearch.protocols import CostModel
 from compsearch.report.family_plot import save_family
 from compsearch.report.genome_plot import save_genome
 from compsearch.report.kept_plot import save_kept
+from compsearch.report.latency_pareto import LatencyPoint, save_latency_pareto
+from compsearch.report.latency_plot import save_latency
 from compsearch.report.neighbours import finished_beside
 from compsearch.report.pareto import Point, save_pareto
 from compsearch.report.policy_plot import save_policy
 from compsearch.report.search_plot import save_search
+from compsearch.report.timed import Spread, Timed
 from compsearch.space import Policy
 from compsearch.summary import NetworkRow, Summary
 from compsearch.trial import Trial
 
-PLOT_FILES = ("pareto.png", "policy.png", "search.png", "family.png", "kept.png", "genome.png")
+PLOT_FILES = (
+    "pareto.png",
+    "latency_pareto.png",
+    "latency.png",
+    "policy.png",
+    "search.png",
+    "family.png",
+    "kept.png",
+    "genome.png",
+)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What there is to draw: the trials of the search, the family's, the chosen one, the baseline's, the summary."""
+    """What there is to draw: the trials of the search, the family's, the chosen one, the baseline's, the summary.
+
+    `policy` is the final one, which may be smaller than that of `chosen`. `timed` are the trials that were timed, as
+    `compsearch.timed_trials` gives them.
+    """
 
     trials: Sequence[Trial]
     family: Sequence[Trial]
     chosen: Trial
+    policy: Policy
     baseline: Trial | None
     summary: Summary
+    timed: Sequence[Mapping[str, Any]] = ()
 
 
 def draw_run(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn) -> None:
     """Writes every plot that fits the run into the folder `path`."""
-    summary, baseline, policy = drawn.summary, drawn.baseline, drawn.chosen.policy
+    summary, baseline, policy = drawn.summary, drawn.baseline, drawn.policy
     label = config["budget"]["label"]
     title = f"{summary.model} on {summary.dataset}, {summary.searcher}, {label}, seed {summary.seed}"
     resource = parts.cost_model.resource
@@ -52,6 +71,7 @@ def draw_run(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn) 
             f"{recovery_name(config['finalist']['recover'])} on {config['finalist']['calibration_images']} images"
         ),
     )
+    _draw_latency(path, config, parts, drawn, title)
     save_policy(path / "policy.png", parts.space, policy, title=title, reference=baseline.policy if baseline else None)
     objective = _objective_of(baseline, drawn.chosen) if baseline and parts.budget else None
     save_search(
@@ -75,6 +95,55 @@ def draw_run(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn) 
         save_kept(path / "kept.png", parts.space, policies, title=title)
 
 
+def _draw_latency(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn, title: str) -> None:
+    """Latency beside FLOPs: what was timed of the trials and of the table's networks, and what was predicted."""
+    dense = drawn.summary.dense
+    if dense.latency is None:
+        return
+    device = dense.latency.runtime
+    spreads = {int(row["trial"]): Spread(row["ratio"], row["ratio_p10"], row["ratio_p90"]) for row in drawn.timed}
+    macs = [_ratio(parts, trial, parts.cost_models["macs"]) for trial in drawn.trials]
+    model = parts.cost_models.get("latency_ms")
+    predicted = [] if model is None else [_ratio(parts, trial, model) for trial in drawn.trials]
+    marked = {
+        row.name: (row, Timed(row.macs / dense.macs, row.latency.relative))
+        for row in drawn.summary.networks
+        if row.latency is not None and row.latency.relative is not None and row.latency.runtime == device
+    }
+    save_latency(
+        path / "latency.png",
+        [Timed(macs[index], spread) for index, spread in spreads.items()],
+        title=title,
+        device=device,
+        predicted=list(zip(macs, predicted, strict=False)),
+        networks={name: timed for name, (_, timed) in marked.items()},
+    )
+    latencies: dict[int, Spread | float] = {**dict(enumerate(predicted)), **spreads}
+    points = [
+        LatencyPoint(drawn.trials[index].measurement.accuracy, macs[index], latency, device)
+        for index, latency in sorted(latencies.items())
+    ]
+    save_latency_pareto(
+        path / "latency_pareto.png",
+        points,
+        networks={
+            name: LatencyPoint(row.accuracy_search, timed.cost_ratio, timed.latency, device)
+            for name, (row, timed) in marked.items()
+            if row.accuracy_search is not None
+        },
+        device=device,
+        unit="ratio",
+        title=title,
+        split="search",
+        recovery=recovery_name(config["recover"]),
+    )
+
+
+def _ratio(parts: Parts, trial: Trial, model: CostModel) -> float:
+    """What the policy of `trial` costs over the dense one."""
+    return model.cost(trial.policy) / model.cost(parts.space.full_policy())
+
+
 def _objective_of(baseline: Trial, trial: Trial) -> float | None:
     """The objective that `baseline` has for the searcher of `trial`, None where that can't be told."""
     if trial.objective == trial.measurement.accuracy:
@@ -85,12 +154,13 @@ def _objective_of(baseline: Trial, trial: Trial) -> float | None:
 
 
 def network_points(rows: Sequence[NetworkRow], split: str, resource: str) -> list[Point]:
-    """Each network's accuracy on `split` at its cost_ratio of `resource`; the first row is the dense network."""
+    """Each network's accuracy on `split` at its cost_ratio of `resource`, where both are known; the first is dense."""
     points = []
     for row in rows:
         accuracy = row.accuracy_search if split == "search" else row.accuracy_test
-        if accuracy is not None:
-            points.append(Point(row.name, float(getattr(row, resource)) / float(getattr(rows[0], resource)), accuracy))
+        ratio = row.ratios(rows[0]).get(resource)
+        if accuracy is not None and ratio is not None:
+            points.append(Point(row.name, ratio, accuracy))
     return points
 
 

@@ -26,7 +26,17 @@ GREY = "#8C8C8C"
 
 #: What a resource is called wherever people read it.
 RESOURCE_LABELS: Mapping[str, str] = MappingProxyType(
-    {"macs": "FLOPs (MACs)", "params": "parameters", "latency_ms": "latency"}
+    {
+        "macs": "FLOPs (MACs)",
+        "params": "parameters",
+        "latency_ms": "latency",
+        "peak_activation_bytes": "peak activation memory",
+        "energy_mj": "energy (analytic)",
+    }
+)
+#: What its numbers are of, where they are not plain counts.
+RESOURCE_UNITS: Mapping[str, str] = MappingProxyType(
+    {"latency_ms": "ms", "peak_activation_bytes": "B", "energy_mj": "mJ"}
 )
 
 

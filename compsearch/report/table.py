@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from compsearch.report.style import RESOURCE_LABELS
-from compsearch.summary import NetworkRow, Summary
+from compsearch.report.style import RESOURCE_LABELS, RESOURCE_UNITS
+from compsearch.summary import NetworkRow, StoredSize, Summary
 
 _NOT_MEASURED = "–"
 _WIDTH = 100
@@ -26,6 +26,9 @@ def summary_table(summary: Summary) -> str:
         (RESOURCE_LABELS["macs"], lambda row: _count(row.macs) + _ratio(summary, row, "macs")),
         ("2×MACs", lambda row: _count(2 * row.macs)),
         ("parameters", lambda row: _count(row.params) + _ratio(summary, row, "params")),
+        ("block sparsity", lambda row: _percent(row.block_sparsity)),
+        *_size_lines(summary),
+        *(_cost_line(summary, resource) for resource in _other_resources(summary)),
         ("latency, median", lambda row: _median(row) + _ratio(summary, row, "latency_ms")),
         ("latency, p10–p90", _spread),
     ]
@@ -38,11 +41,52 @@ def summary_table(summary: Summary) -> str:
     return "\n".join([_title(summary), "", *_align(lines), "", *family, *_remarks(summary)])
 
 
+def _other_resources(summary: Summary) -> list[str]:
+    """Those that only some runs price. A predicted latency is none: the table's is measured."""
+    return [resource for resource in summary.dense.costs if resource != "latency_ms"]
+
+
+def _cost_line(summary: Summary, resource: str) -> tuple[str, Callable[[NetworkRow], str]]:
+    def cell(row: NetworkRow) -> str:
+        if resource not in row.costs:
+            return _NOT_MEASURED
+        number, unit = _count(row.costs[resource]), RESOURCE_UNITS.get(resource, "")
+        return f"{number}{unit if ' ' in number else f' {unit}'.rstrip()}" + _ratio(summary, row, resource)
+
+    return RESOURCE_LABELS.get(resource, resource), cell
+
+
+def _size_lines(summary: Summary) -> list[tuple[str, Callable[[NetworkRow], str]]]:
+    """Bytes on disk by format; all in brackets are of the dense network stored dense."""
+    whole = summary.dense.size
+    if whole is None:
+        return []
+
+    def line(label: str, number: Callable[[StoredSize], int]) -> tuple[str, Callable[[NetworkRow], str]]:
+        def cell(row: NetworkRow) -> str:
+            if row.size is None:
+                return _NOT_MEASURED
+            return f"{_count(number(row.size))}B ({number(row.size) / whole.dense:.3f})"
+
+        return label, cell
+
+    return [
+        line("size on disk, dense", lambda size: size.dense),
+        line("dense, zlib", lambda size: size.dense_zlib),
+        line("CSR", lambda size: size.csr),
+        line("CSR, zlib", lambda size: size.csr_zlib),
+        line(f"BSR {whole.block}", lambda size: size.bsr),
+        line(f"BSR {whole.block}, zlib", lambda size: size.bsr_zlib),
+    ]
+
+
 def _family_lines(summary: Summary) -> list[list[str]]:
     """One line per member of the family: the test split's accuracies, and costs as fractions of the dense network's."""
     kinds = [kind for kind in ("compressed", "fine-tuned", "uniform") if any(m.network(kind) for m in summary.family)]
-    lines = [["family, by cost_ratio", *(f"{kind}, test" for kind in kinds), "FLOPs", "parameters", "latency"]]
-    resources = ("macs", "params", "latency_ms")
+    others = _other_resources(summary)
+    resources = ("macs", "params", *others, "latency_ms")
+    labels = ("FLOPs", "parameters", *(RESOURCE_LABELS.get(resource, resource) for resource in others), "latency")
+    lines = [["family, by cost_ratio", *(f"{kind}, test" for kind in kinds), *labels]]
     for member in summary.family:
         own = member.network("compressed")
         accuracies = [_percent(row.accuracy_test) if (row := member.network(kind)) else _NOT_MEASURED for kind in kinds]

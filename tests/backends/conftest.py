@@ -1,15 +1,19 @@
-"""A small network with residual and plain parts, its space, and images to calibrate and score on."""
+"""A small network with its space and images to calibrate and score on; a runtime whose times are known."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from backends import latency
 from backends.data import TensorSplit
 from backends.groups import trace
 from backends.importance import l1_inputs
+from backends.latency import LatencyMeter
+from backends.layer_shapes import LayerShape, layer_module
 
 
 class TinyResidual(nn.Module):
@@ -57,3 +61,86 @@ def tiny() -> SimpleNamespace:
         calibration=split_of("calibration", 48, 1),
         search=split_of("search", 40, 2),
     )
+
+
+class Clock:
+    """Stands still but for what runs; `others` is what other programs take of the processor during one run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.worked = 0.0
+        self.others: list[float] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def thread_time(self) -> float:
+        return self.worked
+
+
+class FakeRuntime:
+    """Takes `overhead_s` and, for each layer, `seconds` of it, on a clock that nothing else moves."""
+
+    name = "fake"
+
+    def __init__(self, clock: Clock, seconds: Callable[[nn.Module], float], overhead_s: float = 0.0) -> None:
+        self.clock, self.seconds, self.overhead_s = clock, seconds, overhead_s
+        self.prepared = 0
+        self.runs: list[nn.Module] = []
+
+    def device(self, wanted: torch.device) -> torch.device:
+        return torch.device("cpu")
+
+    def versions(self) -> dict[str, str]:
+        return {"fake": "1"}
+
+    def prepare(self, network: nn.Module, images: Tensor, *, threads: int) -> Callable[[], None]:
+        assert not network.training
+        assert not torch.is_grad_enabled()
+        return self._run(network, self.overhead_s)
+
+    def prepare_layer(
+        self, shape: LayerShape, ins: int, outs: int, images: Tensor, *, threads: int
+    ) -> Callable[[], None]:
+        layer = layer_module(shape, ins, outs)
+        assert layer(images).shape[0] == images.shape[0]
+        return self._run(layer, 0.0)
+
+    def _run(self, network: nn.Module, overhead_s: float) -> Callable[[], None]:
+        self.prepared += 1
+        layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        taken = overhead_s + sum(self.seconds(layer) for layer in layers)
+
+        def run() -> None:
+            lost = self.clock.others.pop(0) if self.clock.others else 0.0
+            self.runs.append(network)
+            self.clock.worked += taken
+            self.clock.now += taken + lost
+
+        return run
+
+
+def by_weights(layer: nn.Module) -> float:
+    """A microsecond per weight: bilinear in a layer's inputs and outputs."""
+    return layer.weight.numel() * 1e-6
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    return clock
+
+
+@pytest.fixture
+def fake_meter(clock: Clock) -> Callable[..., LatencyMeter]:
+    """Makes a meter with a fake runtime; `seconds` is what a layer takes, `overhead_s` what a network does beside."""
+
+    def make(
+        seconds: Callable[[nn.Module], float] = by_weights, overhead_s: float = 0.0, **changes: object
+    ) -> LatencyMeter:
+        options = {"batch_size": 1, "threads": 1, "repetitions": 5, "warmup": 2, "time_budget_s": 1e9, **changes}
+        runtime = FakeRuntime(clock, seconds, overhead_s)
+        return LatencyMeter(runtime=runtime, device=torch.device("cpu"), **options)
+
+    return make

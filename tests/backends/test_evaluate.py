@@ -10,7 +10,7 @@ from torch import nn
 from backends.evaluate import NetworkEvaluator
 from backends.macs import MacsCost, ParamsCost
 from backends.recovery import NoRecovery
-from backends.surgery import extract
+from backends.surgery import ChannelSurgery, extract
 from backends.training import measure
 from compsearch.space import Policy
 
@@ -28,6 +28,7 @@ class Counting:
 def evaluator(tiny: SimpleNamespace, **changes: Any) -> NetworkEvaluator:
     costs = [MacsCost(tiny.space), ParamsCost(tiny.space)]
     given = {"model": tiny.model, "space": tiny.space, "split": tiny.search, "cost_models": costs, "device": CPU}
+    given["surgery"] = ChannelSurgery()
     options = {"recovery": NoRecovery(), "batch_size": 16, "precision": "float32", "num_workers": 2}
     return NetworkEvaluator(**(given | options | changes))
 

@@ -14,7 +14,7 @@ from backends.execution import PLAIN, Execution, choose_execution
 from backends.groups import trace
 from backends.macs import MacsCost
 from backends.recovery import NoRecovery
-from backends.surgery import extract
+from backends.surgery import ChannelSurgery, extract
 from backends.training import measure
 from backends.workers import Workers
 
@@ -124,6 +124,7 @@ def test_any_network_is_scored_as_it_would_be_plainly(kind: type[nn.Module], tin
     evaluator = NetworkEvaluator(
         model=model,
         space=space,
+        surgery=ChannelSurgery(),
         split=tiny.search,
         recovery=NoRecovery(),
         cost_models=[MacsCost(space)],

@@ -22,7 +22,8 @@ from compsearch.space import FloatArray, SearchSpace
 from searchers.ranking import Ranking
 
 CPU = torch.device("cpu")
-NAMES = sorted(path.stem for path in (conf_dir() / "importance").glob("*.yaml"))
+#: All but the one of single weights, which is tested with their surgery.
+NAMES = sorted({path.stem for path in (conf_dir() / "importance").glob("*.yaml")} - {"magnitude"})
 
 
 class Mixed(nn.Module):

@@ -1,77 +1,126 @@
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from backends import latency
-from backends.latency import measure_latency
+from backends.latency import LatencyMeter
+from backends.runtimes import TorchRuntime
 
 IMAGE = torch.zeros(1, 3, 4, 4)
 
 
-class Clock:
-    """Stands still but for what networks spend."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        return self.now
+def linear(size):
+    return nn.Linear(size, 1, bias=False)
 
 
-class Spender(nn.Module):
-    def __init__(self, name, clock, calls, seconds):
-        super().__init__()
-        self.name, self.clock, self.calls, self.seconds = name, clock, calls, seconds
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert not self.training
-        assert not torch.is_grad_enabled()
-        self.calls.append((self.name, torch.get_num_threads()))
-        self.clock.now += self.seconds(len(self.calls))
-        return x
+def test_every_network_runs_once_a_round_and_the_warm_up_is_not_counted(fake_meter):
+    meter = fake_meter()
+    a, b = linear(2000), linear(4000)
+    found = meter.measure({"a": a, "b": b}, IMAGE)
+    rounds = [meter.runtime.runs[start : start + 2] for start in range(0, len(meter.runtime.runs), 2)]
+    assert len(rounds) == 2 + 5
+    assert all({id(network) for network in each} == {id(a), id(b)} for each in rounds)
+    assert (found["a"].median_ms, found["b"].median_ms) == (pytest.approx(2), pytest.approx(4))
+    assert found["a"].repetitions == 5
 
 
-def run(monkeypatch, seconds, **changes):
-    clock, calls = Clock(), []
-    monkeypatch.setattr(latency, "time", clock)
-    networks = {name: Spender(name, clock, calls, function) for name, function in seconds.items()}
-    options = {"repetitions": 11, "warmup": 2, "time_budget_s": 1e9, "threads": 1}
-    return measure_latency(networks, IMAGE, **{**options, **changes}), calls, networks
+def test_ratios_are_to_the_first_network_within_a_round(fake_meter):
+    found = fake_meter().measure({"dense": linear(4000), "half": linear(2000)}, IMAGE)
+    assert found["dense"].relative.median == 1
+    assert found["half"].relative.median == pytest.approx(0.5)
 
 
-def test_networks_take_turns_and_the_warm_up_is_not_counted(monkeypatch):
-    result, calls, _ = run(monkeypatch, {"a": lambda n: 5.0 if n <= 4 else 0.002, "b": lambda n: 0.004})
-    assert [name for name, _ in calls] == ["a", "b"] * 13
-    assert result["a"].median_ms == pytest.approx(2)
-    assert (result["a"].p90_ms, result["b"].median_ms) == (pytest.approx(2), pytest.approx(4))
-    assert result["a"].repetitions == result["b"].repetitions == 11
+def test_a_machine_that_gets_slower_changes_the_times_but_not_the_ratios(clock, fake_meter):
+    meter = fake_meter()
+    meter.runtime.seconds = lambda layer: layer.weight.numel() * 1e-6 * (1 + clock.now)
+    runs = {"dense": linear(4000), "half": linear(2000)}
+    prepared = meter.runtime.prepare
+
+    def drifting(network, images, *, threads):
+        def run():
+            prepared(network, images, threads=threads)()
+
+        return run
+
+    meter.runtime.prepare = drifting
+    found = meter.measure(runs, IMAGE)
+    assert found["dense"].p90_ms > 1.01 * found["dense"].p10_ms
+    assert found["half"].relative.p90 - found["half"].relative.p10 < 0.01
 
 
-def test_percentiles_are_those_of_the_counted_rounds(monkeypatch):
-    result, _, _ = run(monkeypatch, {"a": lambda n: n * 1e-3}, warmup=0)
-    assert (result["a"].p10_ms, result["a"].median_ms, result["a"].p90_ms) == pytest.approx((2, 6, 10))
+def test_a_run_that_lost_time_to_other_programs_is_timed_again(clock, fake_meter):
+    meter = fake_meter(warmup=0, repetitions=3)
+    clock.others = [0.5, 0.0, 0.0, 0.0]
+    found = meter.measure({"a": linear(1000)}, IMAGE)
+    assert found["a"].p90_ms == pytest.approx(1)
+    assert len(meter.runtime.runs) == 4
 
 
-def test_the_time_budget_ends_the_rounds_but_not_before_the_third(monkeypatch):
-    assert run(monkeypatch, {"a": lambda n: 1.0}, time_budget_s=4.5)[0]["a"].repetitions == 5
-    assert run(monkeypatch, {"a": lambda n: 1.0}, time_budget_s=0.0)[0]["a"].repetitions == 3
+def test_on_a_machine_that_is_never_alone_the_shortest_of_a_few_stands(clock, fake_meter):
+    meter = fake_meter(warmup=0, repetitions=1)
+    clock.others = [0.5, 0.2, 0.3, 0.4]
+    assert meter.measure({"a": linear(1000)}, IMAGE)["a"].median_ms == pytest.approx(201)
 
 
-def test_threads_and_modes_come_back(monkeypatch):
+def test_several_threads_are_taken_as_they_are(clock, fake_meter):
+    meter = fake_meter(warmup=0, repetitions=1, threads=2)
+    clock.others = [0.5]
+    assert meter.measure({"a": linear(1000)}, IMAGE)["a"].median_ms == pytest.approx(501)
+
+
+def test_the_time_budget_ends_the_rounds_but_not_before_the_third(fake_meter):
+    seconds = {"a": linear(1_000_000)}
+    assert fake_meter(time_budget_s=4.5, repetitions=11).measure(seconds, IMAGE)["a"].repetitions == 5
+    assert fake_meter(time_budget_s=0.0).measure(seconds, IMAGE)["a"].repetitions == 3
+
+
+def test_threads_and_modes_come_back(fake_meter):
     before = torch.get_num_threads()
-    _, calls, networks = run(monkeypatch, {"a": lambda n: 1.0}, threads=before + 1)
-    assert {threads for _, threads in calls} == {before + 1}
+    network = linear(10).train()
+    seen = []
+    meter = fake_meter(threads=before + 1)
+    meter.runtime.seconds = lambda layer: seen.append(torch.get_num_threads()) or 1e-3
+    meter.measure({"a": network}, IMAGE)
+    assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
-    assert networks["a"].training
+    assert network.training
 
 
-@pytest.mark.parametrize("change", [{"repetitions": 0}, {"warmup": -1}, {"threads": 0}])
-def test_impossible_settings_are_refused(change):
-    options = {"repetitions": 1, "warmup": 0, "time_budget_s": 1.0, "threads": 1}
-    with pytest.raises(ValueError, match=r"repetitions >= 1"):
-        measure_latency({"a": nn.Identity()}, IMAGE, **{**options, **change})
+def test_a_batch_repeats_its_images_where_there_are_too_few(fake_meter):
+    images = torch.arange(2.0).reshape(2, 1, 1, 1)
+    assert fake_meter(batch_size=5).images(images).flatten().tolist() == [0, 1, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, r"`latency.batch_size >= 1` must hold, but got batch_size=0"),
+        ({"batch_size": -4}, r"`latency.batch_size >= 1` must hold"),
+        ({"repetitions": 0}, r"`latency.repetitions >= 1` must hold"),
+        ({"warmup": -1}, r"`latency.warmup >= 0` must hold"),
+        ({"threads": 0}, r"`latency.threads >= 1` must hold"),
+    ],
+)
+def test_impossible_settings_are_refused(fake_meter, change, message):
+    with pytest.raises(ValueError, match=message):
+        fake_meter(**change)
+
+
+def test_the_device_goes_with_every_number(fake_meter):
+    meter = fake_meter(batch_size=4)
+    assert meter.measure({"a": linear(10)}, IMAGE)["a"].runtime == str(meter.fingerprint)
+    assert "fake" in str(meter.fingerprint)
+    assert "batch 4" in str(meter.fingerprint)
 
 
 def test_a_real_network_takes_time():
-    result = measure_latency({"a": nn.Conv2d(3, 8, 3)}, IMAGE, repetitions=3, warmup=1, time_budget_s=10, threads=1)
-    assert 0 < result["a"].p10_ms <= result["a"].median_ms <= result["a"].p90_ms
+    meter = LatencyMeter(
+        runtime=TorchRuntime(channels_last=False),
+        device=torch.device("cpu"),
+        batch_size=1,
+        threads=1,
+        repetitions=3,
+        warmup=1,
+        time_budget_s=10,
+    )
+    found = meter.measure({"a": nn.Conv2d(3, 8, 3)}, IMAGE)["a"]
+    assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms

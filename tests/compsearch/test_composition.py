@@ -62,8 +62,14 @@ def test_every_choice_composes_and_its_arguments_exist(group: str, choice: str) 
         ("model", "torchvision"): ["model.name=resnet18"],
         ("model", "custom"): ["model.build._target_=torchvision.models.resnet18"],
     }.get((group, choice), [])
-    config = compose_config([f"{group}={choice}", "run_name=test", *extra])
+    override = f"{group}={choice}"
+    if group == "cost_model":  # there may be several, each under its resource's name
+        override = f"cost_model@cost_models.{choice}={choice}"
+        override = override if choice in ("macs", "params") else f"+{override}"
+    config = compose_config([override, "run_name=test", *extra])
     check(config)
+    if group == "cost_model":
+        assert choice in config["cost_models"]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "vit_b_16"])

@@ -1,0 +1,109 @@
+"""What is recorded of a network's layers is what the networks cut from it have."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from backends.cifar_resnet import CifarResNet
+from backends.groups import trace
+from backends.layer_shapes import layer_calls, layer_input, layer_module
+from backends.surgery import extract
+
+
+def traced(model, size):
+    example = torch.zeros(2, 3, size, size)
+    model.eval()
+    return model, trace(model, example, divisor=1, min_keep_ratio=0.1), example
+
+
+NETWORKS = {
+    "resnet20": lambda: traced(CifarResNet(depth=20, num_classes=10), 32),
+    "mobilenet_v2": lambda: traced(torchvision.models.mobilenet_v2(), 64),
+    "resnext50_32x4d": lambda: traced(torchvision.models.resnext50_32x4d(), 64),
+    "squeezenet1_1": lambda: traced(torchvision.models.squeezenet1_1(), 64),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_widths_are_those_of_the_extracted_network(name):
+    model, space, example = NETWORKS[name]()
+    rng = np.random.default_rng(0)
+    counts = np.array([rng.choice(group.counts) for group in space.groups])
+    network = extract(model, space, space.select(counts, np.zeros(space.num_units)))
+    calls = layer_calls(model, space, example)
+    assert [call.name for call in calls] == [layer.name for layer in space.layers]
+    for call in calls:
+        layer = network.get_submodule(call.name)
+        ins, outs = int(call.ins(counts[None])[0]), int(call.outs(counts[None])[0])
+        alone = layer_module(call.shape, ins, outs)[0]
+        assert str(alone) == str(layer)
+
+
+def test_norm_and_activation_belong_to_the_layer_that_alone_feeds_them(tiny):
+    shapes = {call.name: call.shape for call in layer_calls(tiny.model, tiny.space, torch.zeros(2, 3, 8, 8))}
+    assert (shapes["conv1"].norm, shapes["conv1"].activation) == ("batch_norm", "relu")
+    assert (shapes["conv2"].norm, shapes["conv2"].activation) == ("batch_norm", "")  # an addition comes first
+    assert (shapes["down"].norm, shapes["down"].activation) == ("", "")
+    assert (shapes["linear"].kind, shapes["linear"].height) == ("linear", 1)
+
+
+def test_an_activation_that_others_read_too_is_not_the_layers_own():
+    class Gate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.out = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.out(torch.sigmoid(x) * x).mean((2, 3))
+
+    model, space, example = traced(Gate(), 8)
+    assert layer_calls(model, space, example)[0].shape.activation == ""
+
+
+def test_a_layer_run_twice_is_two_calls():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+            self.linear = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.linear(self.conv(self.conv(self.stem(x))).mean((2, 3)))
+
+    model, space, example = traced(Twice(), 8)
+    assert [call.name for call in layer_calls(model, space, example)] == ["stem", "conv", "conv", "linear"]
+
+
+def test_a_layer_alone_runs_on_its_input(tiny):
+    for call in layer_calls(tiny.model, tiny.space, torch.zeros(2, 3, 8, 8)):
+        output = layer_module(call.shape, 6, 5)(layer_input(call.shape, 6, batch_size=3))
+        assert output.shape[:2] == (3, 5)
+
+
+def test_transposed_convolutions_are_refused_by_name():
+    class Up(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.up = nn.ConvTranspose2d(8, 4, 2)
+
+        def forward(self, x):
+            return self.up(self.conv(x)).mean((2, 3))
+
+    model, space, example = traced(Up(), 8)
+    with pytest.raises(ValueError, match=r"'up' is transposed; limit another resource"):
+        layer_calls(model, space, example)
+
+
+def test_the_global_generator_and_the_model_are_left_alone(tiny):
+    before, state = torch.random.get_rng_state(), [tensor.clone() for tensor in tiny.model.state_dict().values()]
+    for call in layer_calls(tiny.model, tiny.space, torch.zeros(2, 3, 8, 8)):
+        layer_module(call.shape, 6, 5)
+        layer_input(call.shape, 6, batch_size=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(state, tiny.model.state_dict().values(), strict=True))
