@@ -81,7 +81,7 @@ class LatencyTable:
             return
         order = np.random.default_rng(0)
         label = f"latency of layers, {self.meter.runtime.name}"
-        with self.meter.conditions(), tqdm(total=len(missing), desc=label) as bar:
+        with self.meter.conditions(), tqdm(total=len(missing), desc=label, disable=None) as bar:
             # A few at a time: what is ready to run holds memory, and what is done should be kept soon.
             for start in range(0, len(missing), 64):
                 part = missing[start : start + 64]

@@ -60,12 +60,13 @@ def report_latency(config: Mapping[str, Any], path: Path, *, ignore: Sequence[st
         title = f"{config['model']['name']}, input {'×'.join(map(str, available['example_input'].shape[1:]))}"
         device = model["device"]
         _draw(folder.path, alignment, model, found, title, device)
-        rows = [LatencyRow(row["name"], row["macs_ratio"], {"latency": Spread(**row["ratio"])}) for row in found]
-        shown = {"title": f"{title}: latency against FLOPs, uniform networks", "devices": {"latency": device}}
-        folder.write_text(TABLE_FILE, latency_markdown(rows, **shown) + "\n")
+        runtime = model["fingerprint"]["runtime"]
+        rows = [LatencyRow(row["name"], row["macs_ratio"], {runtime: Spread(**row["ratio"])}) for row in found]
+        heading, devices = f"{title}: latency against FLOPs, uniform networks", {runtime: device}
+        folder.write_text(TABLE_FILE, latency_markdown(rows, title=heading, devices=devices) + "\n")
         lines = [
             "",
-            latency_table(rows, **shown),
+            latency_table(rows, title=heading, devices=devices),
             "",
             f"dense: {found[0]['median_ms']:.3f} ms",
             f"channels come in steps of {aligned['divisor']}",
