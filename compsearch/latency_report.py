@@ -33,13 +33,12 @@ TABLE_FILE = "latency.md"
 def report_latency(config: Mapping[str, Any], path: Path, *, ignore: Sequence[str]) -> str:
     """Measures what `config` says into the folder `path`; returns the text for the terminal. Trains nothing.
 
+    Without ``alignment=measured`` there is no staircase, without a latency cost model (``budget=macs``) no table and no
+    predictor: what is left are the networks measured as a whole, which any runtime does in minutes.
+
     Raises ValueError for what a user can mend.
     """
     check(config)
-    if "latency_ms" not in config["cost_models"] or config["alignment"]["divisor"] is None:
-        raise ValueError(
-            "`latency` needs budget=latency and alignment=measured, which it sets by itself: leave both out"
-        )
     with RunFolder(path, config, ignore=ignore) as folder:
         network = {**config, "model": {**config["model"], "weights": "random"}}
         available = network_parts(network)
@@ -47,34 +46,35 @@ def report_latency(config: Mapping[str, Any], path: Path, *, ignore: Sequence[st
         available["latency"] = make(config["latency"], available, place="latency")
         available["surgery"] = make(config["surgery"], available, place="surgery")
         space, aligned = traced_space(config, available, folder.once)
-        priced = {**available, "space": space}
-        priced["inventory"] = make(config["inventory"], priced, place="inventory")
-        cost_model = make(config["cost_models"]["latency_ms"], priced, place="cost_models.latency_ms")
-        unaligned = make({**config["space"], "divisor": 1}, available, place="space")
-        spaces = {f"multiples of {aligned['divisor']}": space, "any width": unaligned}
-        found = folder.once("uniform", lambda: {"networks": _uniform(config, available, spaces)})["networks"]
-        alignment = folder.result("alignment")
-        model = folder.result("latency_model")
-        assert alignment is not None
-        assert model is not None
         title = f"{config['model']['name']}, input {'×'.join(map(str, available['example_input'].shape[1:]))}"
-        device = model["device"]
-        _draw(folder.path, alignment, model, found, title, device)
-        runtime = model["fingerprint"]["runtime"]
-        rows = [LatencyRow(row["name"], row["macs_ratio"], {runtime: Spread(**row["ratio"])}) for row in found]
+        runtime, device = available["runtime"].name, str(available["latency"].fingerprint)
+        divisor = aligned.get("divisor", config["space"].get("divisor"))
+        unaligned = make({**config["space"], "divisor": 1}, available, place="space")
+        spaces = {f"multiples of {divisor}": space, "any width": unaligned}
+        uniform = folder.once("uniform", lambda: {"networks": _uniform(config, available, spaces)})["networks"]
+        rows = [LatencyRow(row["name"], row["macs_ratio"], {runtime: Spread(**row["ratio"])}) for row in uniform]
         heading, devices = f"{title}: latency against FLOPs, uniform networks", {runtime: device}
         folder.write_text(TABLE_FILE, latency_markdown(rows, title=heading, devices=devices) + "\n")
-        lines = [
-            "",
-            latency_table(rows, title=heading, devices=devices),
-            "",
-            f"dense: {found[0]['median_ms']:.3f} ms",
-            f"channels come in steps of {aligned['divisor']}",
-            cost_model.note,
-            "",
-            *(str(path / name) for name in (STAIRCASE_PLOT, PREDICTOR_PLOT, LATENCY_PLOT, TABLE_FILE)),
-        ]
-    return "\n".join(lines)
+        _draw_uniform(folder.path, uniform, title, device)
+        lines = ["", latency_table(rows, title=heading, devices=devices), ""]
+        lines.append(f"dense: {uniform[0]['median_ms']:.3f} ms")
+        files = [LATENCY_PLOT, TABLE_FILE]
+        alignment = folder.result("alignment")
+        if alignment is not None:
+            lines.append(f"channels come in steps of {alignment['divisor']}")
+            if alignment["staircases"]:
+                _draw_staircases(folder.path, alignment, title)
+                files.append(STAIRCASE_PLOT)
+        node = config["cost_models"].get("latency_ms")
+        if node is not None:
+            priced = {**available, "space": space}
+            priced["inventory"] = make(config["inventory"], priced, place="inventory")
+            lines.append(make(node, priced, place="cost_models.latency_ms").note)
+            model = folder.result("latency_model")
+            assert model is not None
+            _draw_predictor(folder.path, model, title)
+            files.append(PREDICTOR_PLOT)
+    return "\n".join([*lines, "", *(str(path / name) for name in files)])
 
 
 def _uniform(
@@ -106,25 +106,19 @@ def _uniform(
     ]
 
 
-def _draw(
-    path: Path,
-    alignment: Mapping[str, Any],
-    model: Mapping[str, Any],
-    networks: Sequence[Mapping[str, Any]],
-    title: str,
-    device: str,
-) -> None:
+def _draw_staircases(path: Path, alignment: Mapping[str, Any], title: str) -> None:
     panels = []
-    for axis in ("outputs", "inputs"):
+    for axis in ("output", "input"):
         curves = {
             stair["layer"]: Staircase(stair["widths"], stair["median_us"], stair["p10_us"], stair["p90_us"])
             for stair in alignment["staircases"]
-            if stair["axis"] == axis
+            if stair["axis"] == f"{axis}s"
         }
-        if curves:
-            panels.append(StaircasePanel(f"{axis.removesuffix('s')} channels", curves, alignment["divisor"]))
-    if panels:
-        save_staircase(path / STAIRCASE_PLOT, panels, title=title, device=device)
+        panels.append(StaircasePanel(f"{axis} channels", curves, alignment["divisor"]))
+    save_staircase(path / STAIRCASE_PLOT, panels, title=title, device=alignment["device"])
+
+
+def _draw_predictor(path: Path, model: Mapping[str, Any], title: str) -> None:
     checked = [
         CheckedPolicy(predicted, Spread(median, p10, p90), is_fitted=part == "fit_")
         for part in ("fit_", "")
@@ -132,7 +126,10 @@ def _draw(
             *(model["check"][f"{part}{name}_ms"] for name in ("predicted", "measured", "p10", "p90")), strict=True
         )
     ]
-    save_predictor(path / PREDICTOR_PLOT, checked, title=title, device=device)
+    save_predictor(path / PREDICTOR_PLOT, checked, title=title, device=model["device"])
+
+
+def _draw_uniform(path: Path, networks: Sequence[Mapping[str, Any]], title: str, device: str) -> None:
     timed = {row["name"]: Timed(row["macs_ratio"], Spread(**row["ratio"])) for row in networks}
     save_latency(
         path / LATENCY_PLOT,

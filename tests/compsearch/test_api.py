@@ -34,7 +34,7 @@ def images(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(num_images, 1, 8, 8, generator=generator) + shift, labels
 
 
-OPTIONS = ["finetune.epochs=1", "workbench.latency_repetitions=3", "searcher.num_steps=3", "space.divisor=1"]
+OPTIONS = ["finetune.epochs=1", "latency.repetitions=3", "searcher.num_steps=3", "space.divisor=1"]
 
 
 def test_a_module_and_tensors_give_a_smaller_module_within_budget() -> None:
@@ -106,7 +106,7 @@ def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_several_budgets_give_a_family() -> None:
     torch.manual_seed(0)
     model = Small().eval()
-    options = ["finetune.epochs=0", "workbench.latency_repetitions=3", "space.divisor=1"]
+    options = ["finetune.epochs=0", "latency.repetitions=3", "space.divisor=1"]
     given = {"train": images(120, 0), "test": images(30, 1), "searcher": "global_magnitude", "overrides": options}
     result = compsearch.compress(model, budget=[0.8, 0.5], **given)
     assert list(result.family) == [0.8, 0.5]

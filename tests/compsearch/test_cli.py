@@ -19,7 +19,7 @@ FAST = [
     "dataset.build.image_size=16",
     "calibration.num_images=64",
     "finetune.epochs=1",
-    "workbench.latency_repetitions=3",
+    "latency.repetitions=3",
     "space.divisor=4",
 ]
 

@@ -31,8 +31,8 @@ FAST = [
     "finalist.calibration_images=32",
     "finalist.num=2",
     "finetune.epochs=1",
-    "workbench.latency_repetitions=2",
-    "workbench.latency_warmup=1",
+    "latency.repetitions=2",
+    "latency.warmup=1",
     "space.divisor=4",
     "recover=bn",
     "recover@finalist.recover=bn",
@@ -260,7 +260,7 @@ def test_a_network_in_hand_gets_a_family_too(tmp_path: Path) -> None:
         test=(images[:20], labels[:20]),
         searcher="global_magnitude",
         folder=tmp_path / "run",
-        overrides=["budget.cost_ratios=[0.3,0.6]", "finetune.epochs=0", "workbench.latency_repetitions=2"],
+        overrides=["budget.cost_ratios=[0.3,0.6]", "finetune.epochs=0", "latency.repetitions=2"],
     )
     assert [member.cost_ratio for member in result.summary.family] == pytest.approx((0.6, 0.3))
     # The module is the one at the lowest budget.

@@ -22,7 +22,7 @@ RUN = [
     "recover@finalist.recover=none",
     "finetune.epochs=0",
     "run_name=loaded",
-    "workbench.latency_time_budget_s=0.1",
+    "latency.time_budget_s=0.1",
 ]
 
 
@@ -80,7 +80,7 @@ def test_a_run_of_compress_needs_its_network(tmp_path: Path) -> None:
         "recover=none",
         "recover@finalist.recover=none",
         "finetune.epochs=0",
-        "workbench.latency_time_budget_s=0.1",
+        "latency.time_budget_s=0.1",
     ]
     result = compsearch.compress(
         model, train=data, test=data, searcher="uniform", folder=tmp_path / "run", overrides=options

@@ -31,8 +31,8 @@ FAST = [
     "finalist.calibration_images=32",
     "finalist.num=1",
     "finetune.epochs=0",
-    "workbench.latency_repetitions=2",
-    "workbench.latency_warmup=1",
+    "latency.repetitions=2",
+    "latency.warmup=1",
     "space.divisor=4",
     "recover=bn",
     "recover@finalist.recover=bn",
@@ -125,7 +125,7 @@ def test_a_family_takes_over_what_was_learned_at_its_lowest_budget_or_below(resu
 
 def test_what_is_learned_after_it_matters_for_nothing(results: Path, tmp_path: Path) -> None:
     folder = beside(results, tmp_path)
-    options = ["finetune.lr=0.5", "finalist.num=2", "workbench.latency_warmup=2", "recover@finalist.recover=none"]
+    options = ["finetune.lr=0.5", "finalist.num=2", "latency.warmup=2", "recover@finalist.recover=none"]
     assert run(folder, "second", "budget.cost_ratio=0.5", *options).search_cost.num_trials == 1
 
 
