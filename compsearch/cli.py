@@ -19,7 +19,7 @@ from compsearch.latency_report import report_latency
 from compsearch.runner import Interrupted
 
 _LATENCY_RUN_NAME = (
-    "latency-${model.name}-${dataset.name}-${hydra:runtime.choices.runtime}"
+    "latency-${model.name}-${dataset.name}-${runtime_label:${runtime}}"
     "-batch${latency.batch_size}-threads${latency.threads}"
 )
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)

@@ -36,7 +36,7 @@ def conf_dir() -> Path:
 
 
 def register() -> None:
-    """Tells Hydra the schema, the budget's label, and every torchvision classifier as a choice of `model`."""
+    """Tells Hydra the schema, the labels in a run's name, and every torchvision classifier as a choice of `model`."""
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="export_schema", node=ExportConfig)
@@ -44,6 +44,19 @@ def register() -> None:
         store.store(group="model", name=name, node={"defaults": ["torchvision", "_self_"], "name": name})
     if not OmegaConf.has_resolver("budget_label"):
         OmegaConf.register_new_resolver("budget_label", _budget_label)
+        OmegaConf.register_new_resolver("run_label", _run_label)
+        OmegaConf.register_new_resolver("runtime_label", _runtime_label)
+
+
+def _runtime_label(runtime: Mapping[str, Any]) -> str:
+    """What a run's name says of the runtime that its latency is of."""
+    name = str(runtime["_target_"]).rsplit(".", 1)[-1].removesuffix("Runtime").lower()
+    return f"{name}-channels_last" if runtime.get("channels_last") else name
+
+
+def _run_label(space: str, stages: Sequence[float] | None) -> str:
+    """What a run's name says of the space and the stages: nothing where they are the usual ones."""
+    return ("" if space == "channels" else f"-{space}") + ("-stages" if stages else "")
 
 
 def _budget_label(

@@ -119,22 +119,21 @@ def family_rows(
 ) -> tuple[FamilyMember, ...]:
     """The family as the summary holds it; `own` are the rows of the run's own network, at the lowest budget.
 
-    `latencies` are by member name, of its compressed (and fine-tuned) network.
+    `latencies` are by row for the run's own network, and by member name for the others.
     """
     if not members:
         return ()
-    by_budget = [(member.budget, member.rows) for member in members]
-    by_budget.append((parts.budgets[-1], tuple(row for row in own if row["name"] != "dense")))
-    return tuple(
-        FamilyMember(
-            budget.cost_ratio,
-            tuple(
-                network_row(row, None if row["name"] == "uniform" else latencies.get(member_name(budget)))
-                for row in rows
-            ),
-        )
-        for budget, rows in by_budget
-    )
+    found = [
+        # Of the uniform networks only the one at the lowest budget is timed.
+        _family_member(member.budget, member.rows, dict.fromkeys(("compressed", "fine-tuned"), latencies[member.name]))
+        for member in members
+    ]
+    rows = [row for row in own if row["name"] != "dense"]
+    return (*found, _family_member(parts.budgets[-1], rows, latencies))
+
+
+def _family_member(budget: Budget, rows: Sequence[Mapping[str, Any]], latencies: Mapping[str, Any]) -> FamilyMember:
+    return FamilyMember(budget.cost_ratio, tuple(network_row(row, latencies.get(row["name"])) for row in rows))
 
 
 def family_json(

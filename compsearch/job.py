@@ -29,7 +29,6 @@ from compsearch.family import (
     family_rows,
     family_trials,
     load_state,
-    member_name,
 )
 from compsearch.loading import MODEL_FILE, NETWORK_FILE, POLICY_FILE
 from compsearch.measuring import measured, network_row
@@ -234,8 +233,6 @@ def _report(
     timed = {name: network for name, (_, network) in networks.items()}
     timed |= {member.name: bench.load(member.policy, load_state(folder.path / member.file)) for member in members}
     latencies = {name: dataclasses.asdict(latency) for name, latency in bench.latencies(timed).items()}
-    if parts.budgets:
-        latencies[member_name(parts.budgets[-1])] = latencies["compressed"]
     if config["finetune"]["epochs"]:
         networks["fine-tuned"] = (policy, bench.load(policy, load_state(folder.path / MODEL_FILE)))
         # The same shapes, hence the same time.

@@ -29,6 +29,10 @@ UNLEARNED = (
 )
 
 
+#: The same, where no latency is among the costs.
+_UNLEARNED_WITHOUT_LATENCY = ("latency", "runtime")
+
+
 def learned_beside(path: Path, config: Mapping[str, Any], *, ignore: tuple[str, ...]) -> dict[str, Any]:
     """What a finished run in a folder beside `path` learned under `config` but for the budget; empty without one.
 
@@ -38,12 +42,14 @@ def learned_beside(path: Path, config: Mapping[str, Any], *, ignore: tuple[str, 
     wanted = lowest_ratio(config)
     if wanted is None or not path.parent.is_dir():
         return {}
+    is_timed = "latency_ms" in config["cost_models"]
+    ignore = (*ignore, *UNLEARNED, *(() if is_timed else _UNLEARNED_WITHOUT_LATENCY))
     found: list[dict[str, Any]] = []
     for other in sorted(path.parent.iterdir()):
         if other == path or not (other / CONFIG_FILE).is_file() or not (other / SUMMARY_FILE).is_file():
             continue
         with contextlib.suppress(RunFolderError, OSError, ValueError):
-            if differing_keys(read_config(other), config, ignore=(*ignore, *UNLEARNED)):
+            if differing_keys(read_config(other), config, ignore=ignore):
                 continue
             learned = json.loads((other / LEARNED_FILE).read_text())
             if learned["genome"]:

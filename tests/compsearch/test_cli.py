@@ -194,3 +194,16 @@ def test_a_sweep_puts_one_folder_per_job_side_by_side(tmp_path: Path) -> None:
     folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
     assert len(folders) == 2
     assert all((folder / "summary.json").exists() for folder in folders)
+
+
+QUICK_PREDICTOR = [
+    "budget=latency",
+    "alignment.divisor.options.num_layers=1",
+    "alignment.divisor.options.num_widths=4",
+    "alignment.divisor.options.rounds=1",
+    "cost_models.latency_ms.options.max_points=3",
+    "cost_models.latency_ms.options.rounds=1",
+    "cost_models.latency_ms.options.samples=1",
+    "cost_models.latency_ms.options.fit_policies=2",
+    "cost_models.latency_ms.options.check_policies=3",
+]
