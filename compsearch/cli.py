@@ -32,7 +32,7 @@ def main() -> None:
         command = sys.argv.pop(1)
     if command == "latency":
         # What it measures; both can still be set, as what is typed comes later.
-        sys.argv[1:1] = ["budget=latency", f"run_name={_LATENCY_RUN_NAME}"]
+        sys.argv[1:1] = ["budget=latency", f"run_name='{_LATENCY_RUN_NAME}'"]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
     # With its own reporting off, Hydra hands exceptions on, and the user gets one line rather than a page.
     os.environ["HYDRA_FULL_ERROR"] = "1"

@@ -207,3 +207,54 @@ QUICK_PREDICTOR = [
     "cost_models.latency_ms.options.fit_policies=2",
     "cost_models.latency_ms.options.check_policies=3",
 ]
+
+
+def test_a_latency_budget_is_predicted_in_the_search_and_measured_at_its_end(tmp_path: Path) -> None:
+    command = [*FAST, *QUICK_PREDICTOR, "searcher=random", "searcher.num_steps=3", "finetune.epochs=0"]
+    command += ["budget.cost_ratio=0.8", "run_name=one"]
+    code, out, err = run(tmp_path, *command)
+    assert code == 0, err
+    folder = tmp_path / "results" / "one"
+    summary = json.loads((folder / "summary.json").read_text())
+    [note] = [note for note in summary["notes"] if note.startswith("the latency budget of 0.8000 is ")]
+    compressed = summary["networks"][1]
+    assert f"measured {compressed['cost_ratios']['latency_ms']:.4f}" in note
+    assert ("MISSED" in note) == (compressed["cost_ratios"]["latency_ms"] > 0.8)
+    assert any("unseen networks" in note for note in summary["notes"])
+    assert all(trial["costs"]["latency_ms"] > 0 for trial in trials(folder))
+    assert {"latency.png", "latency_pareto.png", "latency.csv"} <= {path.name for path in folder.iterdir()}
+    [table] = (tmp_path / "cache" / "latency").glob("torch-*.csv")
+    again = table.read_text()
+    # Another run of the same network measures no layer again.
+    code, _, err = run(tmp_path, *command[:-1], "run_name=two")
+    assert code == 0, err
+    assert table.read_text() == again
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["latency.batch_size=0"], "`latency.batch_size >= 1` must hold, but got batch_size=0"),
+        (["runtime=cuda_graphs", "device=cpu"], "runtime=cuda_graphs needs a CUDA device, but the device is cpu"),
+        (["budget.resource=watts"], "`budget.resource` must be one of macs, params, but got 'watts'"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_in_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+    code, _, err = run(tmp_path, *FAST, "run_name=one", *options)
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_the_latency_command_measures_a_network_without_training_it(tmp_path: Path) -> None:
+    options = [*FAST, *QUICK_PREDICTOR[1:]]
+    code, out, err = run(tmp_path, "latency", *options)
+    assert code == 0, err
+    [folder] = (tmp_path / "results").iterdir()
+    assert folder.name == "latency-resnet20-digits-torch-batch1-threads1"
+    assert {"staircase.png", "predictor.png", "latency.png", "latency.md"} <= {path.name for path in folder.iterdir()}
+    assert "uniform 50%, any width" in out
+    assert "unseen networks" in out
+    stages = (folder / "stages.json").read_text()
+    assert run(tmp_path, "latency", *options)[0] == 0
+    assert (folder / "stages.json").read_text() == stages
