@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.device_fingerprint import DeviceFingerprint, fingerprint
+from backends.energy_counters import EnergyReading, measure_energy
 from backends.kept_memory import kept_memory
 from backends.runtimes import Run, Runtime, torch_threads
 from compsearch.space import FloatArray
@@ -30,7 +31,8 @@ class LatencyMeter:
 
     In each round every network runs once, in an order drawn anew. Rounds end after `repetitions`, or once
     `time_budget_s` is spent, but not before the third; the `warmup` rounds before are not counted. `threads` is what
-    one pass may use on the CPU. `device` is that of the whole job; the runtime says where it runs.
+    one pass may use on the CPU. Energy, where there is a counter, is read over `energy_s` seconds per network.
+    `device` is that of the whole job; the runtime says where it runs.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class LatencyMeter:
         repetitions: int,
         warmup: int,
         time_budget_s: float,
+        energy_s: float = 2.0,
     ) -> None:
         for name, number, least in (
             ("batch_size", batch_size, 1),
@@ -59,6 +62,7 @@ class LatencyMeter:
         self.repetitions = repetitions
         self.warmup = warmup
         self.time_budget_s = time_budget_s
+        self.energy_s = energy_s
         self.stopwatch = Stopwatch(alone=threads == 1 and self.device.type == "cpu")
 
     @property
@@ -87,6 +91,19 @@ class LatencyMeter:
             runs = [self.runtime.prepare(network, images, threads=self.threads) for network in networks.values()]
             times = self.rounds(runs)  # [num_rounds, num_networks]
         return dict(zip(networks, summaries(times, str(self.fingerprint)), strict=True))
+
+    def energies(self, networks: Mapping[str, nn.Module], example_input: Tensor) -> dict[str, EnergyReading]:
+        """The energy of a batch through each network, where the device has a counter; else nothing."""
+        found: dict[str, EnergyReading] = {}
+        images = self.images(example_input)
+        with self.conditions(), _eval_mode(networks):
+            for name, network in networks.items():
+                run = self.runtime.prepare(network, images, threads=self.threads)
+                reading = measure_energy(run, device=self.device, min_s=self.energy_s)
+                if reading is None:
+                    break
+                found[name] = reading
+        return found
 
     @contextmanager
     def conditions(self) -> Iterator[None]:

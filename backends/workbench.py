@@ -94,6 +94,11 @@ class NetworkWorkbench:
         """Time of a batch through each network, in turns so that the machine's drift cancels; ratios to the first."""
         return self.latency.measure(networks, self.example_input)
 
+    def energies(self, networks: Mapping[str, nn.Module]) -> dict[str, str]:
+        """What a batch through each network draws, measured; in words. Empty where the machine has no counter."""
+        readings = self.latency.energies(networks, self.example_input)
+        return {name: str(reading) for name, reading in readings.items()}
+
     def plain(self, policy: Policy) -> nn.Module:
         """The network of `policy` as cut, neither recovered nor trained: as fast as any other of that policy."""
         return self.surgery(self.model, self.space, policy)

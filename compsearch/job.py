@@ -240,7 +240,8 @@ def _report(
     if "uniform" in networks:  # last in the table
         networks["uniform"] = networks.pop("uniform")
     rows = [measured(parts, name, of, network) for name, (of, network) in networks.items()]
-    return {"networks": rows, "latencies": latencies}
+    energies = bench.energies({name: network for name, network in timed.items() if name in networks})
+    return {"networks": rows, "latencies": latencies, "energies": dict(energies)}
 
 
 def _summary(
@@ -267,6 +268,7 @@ def _summary(
             "is not counted above"
         )
     notes.extend(filter(None, (getattr(model, "note", "") for model in parts.cost_models.values())))
+    notes.extend(f"energy of a batch, {name}: {reading}" for name, reading in report["energies"].items())
     notes.extend(_budget_notes(config, parts, rows, report))
     if parts.space.sparse:
         notes.append(

@@ -58,6 +58,10 @@ def report_latency(config: Mapping[str, Any], path: Path, *, ignore: Sequence[st
         _draw_uniform(folder.path, uniform, title, device)
         lines = ["", latency_table(rows, title=heading, devices=devices), ""]
         lines.append(f"dense: {uniform[0]['median_ms']:.3f} ms")
+        energies = available["latency"].energies({"dense": available["model"]}, available["example_input"])
+        lines.extend(f"energy of a batch, {name}: {reading}" for name, reading in energies.items())
+        if not energies:
+            lines.append("energy: not measured, as this machine has no counter (RAPL, NVML); energy_mj is analytic")
         files = [LATENCY_PLOT, TABLE_FILE]
         alignment = folder.result("alignment")
         if alignment is not None:

@@ -83,6 +83,10 @@ class Workbench(Protocol):
         """Time of a batch through each network, by name, in turns; ratios are to the first."""
         ...
 
+    def energies(self, networks: Mapping[str, Any]) -> Mapping[str, str]:
+        """Measured energy of a batch through each network, in words; empty where the machine has no counter."""
+        ...
+
     def plain(self, policy: Policy) -> Any:
         """The network of `policy` neither recovered nor trained: enough for what it costs."""
         ...

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from backends.energy_counters import EnergyReading
 from backends.latency import LatencyMeter
 from backends.runtimes import TorchRuntime
 
@@ -124,3 +125,12 @@ def test_a_real_network_takes_time():
     )
     found = meter.measure({"a": nn.Conv2d(3, 8, 3)}, IMAGE)["a"]
     assert 0 < found.p10_ms <= found.median_ms <= found.p90_ms
+
+
+def test_energy_is_read_where_there_is_a_counter_and_only_there(fake_meter, monkeypatch):
+    meter = fake_meter()
+    monkeypatch.setattr("backends.latency.measure_energy", lambda run, *, device, min_s: None)
+    assert meter.energies({"a": linear(10)}, IMAGE) == {}
+    reading = EnergyReading(10.0, 2.0, 5, "RAPL", "package", None)
+    monkeypatch.setattr("backends.latency.measure_energy", lambda run, *, device, min_s: reading)
+    assert meter.energies({"a": linear(10), "b": linear(20)}, IMAGE) == {"a": reading, "b": reading}

@@ -212,7 +212,7 @@ QUICK_PREDICTOR = [
 def test_a_latency_budget_is_predicted_in_the_search_and_measured_at_its_end(tmp_path: Path) -> None:
     command = [*FAST, *QUICK_PREDICTOR, "searcher=random", "searcher.num_steps=3", "finetune.epochs=0"]
     command += ["budget.cost_ratio=0.8", "run_name=one"]
-    code, out, err = run(tmp_path, *command)
+    code, _, err = run(tmp_path, *command)
     assert code == 0, err
     folder = tmp_path / "results" / "one"
     summary = json.loads((folder / "summary.json").read_text())
