@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,11 +151,14 @@ def traced_space(
         )
         return found
 
-    aligned = {"divisor": once("alignment", measure)["divisor"], "min_choices": alignment["min_choices"]}
+    preferred, configured = once("alignment", measure)["divisor"], config["space"]["divisor"]
+    # The runtime's steps, but none finer than those configured.
+    aligned = {"divisor": math.lcm(preferred, configured), "min_choices": alignment["min_choices"]}
     _logger.info(
-        "channel counts are multiples of %d, as the runtime prefers; alignment=none for space.divisor=%s",
+        "channel counts are multiples of %d: the runtime prefers %d, space.divisor is %d; alignment=none for it alone",
         aligned["divisor"],
-        config["space"]["divisor"],
+        preferred,
+        configured,
     )
     return traced(aligned), aligned
 
