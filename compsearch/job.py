@@ -315,7 +315,8 @@ def _budget_notes(
     measured = latency_ratio(config, parts, own)
     predicted = parts.cost_model.cost(Policy.from_json(report["policy"])) / parts.budget.dense
     verdict = "met" if measured <= wanted else f"MISSED by {measured - wanted:.4f}"
-    repairs = f", after {report['num_repairs']} repairs" if report["num_repairs"] else ""
+    num = report["num_repairs"]
+    repairs = f", after {num} repair{'s' if num > 1 else ''}" if num else ""
     ratios = f"measured {measured:.4f}, predicted {predicted:.4f}"
     notes = [f"the latency budget of {wanted:.4f} is {verdict}: {ratios}{repairs}"]
     for row in rows:
