@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,9 +30,11 @@ class LatencyMeter:
     """Measures networks with one runtime, batch size and number of threads.
 
     In each round every network runs once, in an order drawn anew. Rounds end after `repetitions`, or once
-    `time_budget_s` is spent, but not before the third; the `warmup` rounds before are not counted. `threads` is what
-    one pass may use on the CPU. Energy, where there is a counter, is read over `energy_s` seconds per network.
-    `device` is that of the whole job; the runtime says where it runs.
+    `time_budget_s` is spent, but not before the third; the `warmup` rounds before are not counted. They are shared
+    between `sessions`, each with networks made ready anew: where their tensors lie in memory makes a difference of a
+    percent or two, which is in the spread that way. `threads` is what one pass may use on the CPU. Energy, where there
+    is a counter, is read over `energy_s` seconds per network. `device` is that of the whole job; the runtime says
+    where it runs.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class LatencyMeter:
         warmup: int,
         time_budget_s: float,
         energy_s: float = 2.0,
+        sessions: int = 1,
     ) -> None:
         for name, number, least in (
             ("batch_size", batch_size, 1),
             ("threads", threads, 1),
             ("repetitions", repetitions, 1),
             ("warmup", warmup, 0),
+            ("sessions", sessions, 1),
         ):
             if number < least:
                 raise ValueError(f"`latency.{name} >= {least}` must hold, but got {name}={number}")
@@ -63,6 +67,7 @@ class LatencyMeter:
         self.warmup = warmup
         self.time_budget_s = time_budget_s
         self.energy_s = energy_s
+        self.sessions = min(sessions, runtime.max_sessions)
         self.stopwatch = Stopwatch(alone=threads == 1 and self.device.type == "cpu")
 
     @property
@@ -88,9 +93,8 @@ class LatencyMeter:
         """
         images = self.images(example_input)
         with self.conditions(), _eval_mode(networks):
-            runs = [self.runtime.prepare(network, images, threads=self.threads) for network in networks.values()]
-            times = self.rounds(runs)  # [num_rounds, num_networks]
-        return dict(zip(networks, summaries(times, str(self.fingerprint)), strict=True))
+            times = [self._session(networks.values(), images) for _ in range(self.sessions)]
+        return dict(zip(networks, summaries(np.concatenate(times), str(self.fingerprint)), strict=True))
 
     def energies(self, networks: Mapping[str, nn.Module], example_input: Tensor) -> dict[str, EnergyReading]:
         """The energy of a batch through each network, where the device has a counter; else nothing."""
@@ -111,15 +115,17 @@ class LatencyMeter:
         with torch_threads(self.threads), torch.inference_mode(), kept_memory():
             yield
 
-    def rounds(self, runs: Sequence[Run]) -> FloatArray:
-        """Milliseconds of every run, [num_rounds, num_runs]."""
+    def _session(self, networks: Iterable[nn.Module], images: Tensor) -> FloatArray:
+        """Milliseconds [num_rounds, num_networks] of networks made ready anew, in a session's share of the rounds."""
+        runs = [self.runtime.prepare(network, images, threads=self.threads) for network in networks]
+        repetitions = -(-self.repetitions // self.sessions)
         order = np.random.default_rng(0)
         times: list[FloatArray] = []
         start = time.perf_counter()
-        for done in range(-self.warmup, self.repetitions):
+        for done in range(-self.warmup, repetitions):
             if done == 0:
                 start = time.perf_counter()
-            if done >= 3 and time.perf_counter() - start > self.time_budget_s:
+            if done >= 3 and time.perf_counter() - start > self.time_budget_s / self.sessions:
                 break
             took = np.empty(len(runs))
             # Drawn anew: what ran before leaves the caches behind that the next one finds.

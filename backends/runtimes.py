@@ -26,9 +26,13 @@ Run = Callable[[], object]
 
 
 class Runtime(Protocol):
-    """`name` is what it is chosen by; `versions` are those of the packages that decide how fast it is."""
+    """`name` is what it is chosen by; `versions` are those of the packages that decide how fast it is.
+
+    `max_sessions` is how often it makes sense to make a network ready for one measurement.
+    """
 
     name: str
+    max_sessions: int
 
     def device(self, wanted: torch.device) -> torch.device:
         """Where networks run, given the device of the whole job. Raises ValueError where this runtime can't."""
@@ -47,6 +51,8 @@ class Runtime(Protocol):
 
 class TorchRuntime:
     """PyTorch, one operation after the other; `channels_last` holds images and filters in that order."""
+
+    max_sessions = 10
 
     def __init__(self, *, channels_last: bool) -> None:
         self.channels_last = channels_last
@@ -73,6 +79,7 @@ class TorchCompileRuntime:
     """torch.compile with the weights taken as constants. Compiles for seconds to minutes per network."""
 
     name = "torch_compile"
+    max_sessions = 1
 
     def device(self, wanted: torch.device) -> torch.device:
         if wanted.type == "cpu" and not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
@@ -103,6 +110,7 @@ class CudaGraphsRuntime:
     """PyTorch on a GPU, its launches recorded once and replayed, so that they don't hide what the kernels take."""
 
     name = "cuda_graphs"
+    max_sessions = 10
 
     def device(self, wanted: torch.device) -> torch.device:
         if wanted.type != "cuda":
@@ -137,6 +145,7 @@ class OnnxRuntime:
     """onnxruntime, from an ONNX export of the network: on the CPU, or on the GPU where its CUDA provider is there."""
 
     name = "onnxruntime"
+    max_sessions = 10
 
     def __init__(self) -> None:
         self._templates: dict[tuple[Any, ...], OnnxTemplate] = {}

@@ -134,3 +134,17 @@ def test_energy_is_read_where_there_is_a_counter_and_only_there(fake_meter, monk
     reading = EnergyReading(10.0, 2.0, 5, "RAPL", "package", None)
     monkeypatch.setattr("backends.latency.measure_energy", lambda run, *, device, min_s: reading)
     assert meter.energies({"a": linear(10), "b": linear(20)}, IMAGE) == {"a": reading, "b": reading}
+
+
+def test_sessions_share_the_rounds_and_make_every_network_ready_anew(fake_meter):
+    meter = fake_meter(sessions=2, repetitions=6, warmup=1)
+    found = meter.measure({"a": linear(10), "b": linear(20)}, IMAGE)
+    assert meter.runtime.prepared == 4
+    assert found["a"].repetitions == 6
+    assert len(meter.runtime.runs) == 2 * (1 + 3) * 2
+
+
+def test_a_runtime_that_takes_long_to_make_ready_does_so_once(fake_meter, monkeypatch):
+    meter = fake_meter()
+    monkeypatch.setattr(type(meter.runtime), "max_sessions", 1)
+    assert fake_meter(sessions=3).sessions == 1
