@@ -18,6 +18,9 @@ from compsearch.trial import Trial
 
 _logger = logging.getLogger(__name__)
 
+#: A repaired policy that measures this much below what it may is tried again with more.
+_TOO_MUCH = 0.02
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -30,33 +33,46 @@ class Checked:
 
 
 def within_budget(config: Mapping[str, Any], parts: Parts, trial: Trial, network: Any) -> Checked:
-    """The policy of `trial` with its `network`, or the nearest smaller ones that measure within the budget.
+    """The policy of `trial` with its `network`, or the largest found below it that measures within the budget.
 
-    Costs that are exact need no check. A predicted one (latency) is measured beside the dense network; where it is over
-    the budget less ``finalist.latency_margin``, the budget is tightened by as much and the policy cut down to it,
-    ``finalist.repairs`` times at most. Says so when it still misses.
+    Costs that are exact need no check. A predicted one (latency) is measured beside the dense network. Where it is over
+    the budget less ``finalist.latency_margin``, the policy is cut down to what should be within by as much as it was
+    over; where that was too much, half of the way back is tried, ``finalist.repairs`` policies in all. Says so when
+    none is within.
     """
     budget = parts.budget
     if budget is None or not is_predicted(parts):
         return Checked(trial.policy, network, None, 0)
-    finalist, policy = config["finalist"], trial.policy
-    wanted = budget.cost_ratio * (1 - finalist["latency_margin"])
+    wanted = budget.cost_ratio * (1 - config["finalist"]["latency_margin"])
+    policy, cost = trial.policy, parts.cost_model.cost(trial.policy)
     measured = measured_ratio(config, parts, network)
-    num_repairs = 0
-    while measured > wanted and num_repairs < finalist["repairs"]:
-        tighter = min(parts.cost_model.cost(policy), budget.limit) * wanted / measured * 0.995**num_repairs
-        smaller = _smaller(parts, trial, policy, Budget(budget.resource, tighter, budget.dense))
-        if smaller is None or smaller == policy:
+    tried = {policy}
+    over = cost
+    within: tuple[Policy, float, float] | None = None if measured > wanted else (policy, cost, measured)
+    while len(tried) <= config["finalist"]["repairs"]:
+        if measured > wanted:
+            over = cost
+            target = cost * wanted / measured if within is None else (cost + within[1]) / 2
+        elif measured < wanted * (1 - _TOO_MUCH) and policy != trial.policy:
+            target = (cost + over) / 2
+        else:
             break
-        num_repairs += 1
-        policy, network = smaller, parts.workbench.compress(smaller)
-        before, measured = measured, measured_ratio(config, parts, network)
-        _logger.info(
-            "over the budget of %.4f when measured: %.4f; policy repaired: %.4f", budget.cost_ratio, before, measured
-        )
-    if measured > budget.cost_ratio:
+        smaller = _smaller(parts, trial, Budget(budget.resource, min(target, budget.limit), budget.dense))
+        if smaller is None or smaller in tried:
+            break
+        tried.add(smaller)
+        policy, cost = smaller, parts.cost_model.cost(smaller)
+        before, measured = measured, measured_ratio(config, parts, parts.workbench.plain(policy))
+        _logger.info("budget %.4f: measured %.4f, so the policy was changed: %.4f", budget.cost_ratio, before, measured)
+        if measured <= wanted and (within is None or cost > within[1]):
+            within = (policy, cost, measured)
+    if within is not None:
+        policy, _, measured = within
+    elif measured > budget.cost_ratio:
         _logger.warning("the budget is missed: measured %.4f, not %.4f", measured, budget.cost_ratio)
-    return Checked(policy, network, measured, num_repairs)
+    if policy != trial.policy:
+        network = parts.workbench.compress(policy)
+    return Checked(policy, network, measured, len(tried) - 1)
 
 
 def is_predicted(parts: Parts) -> bool:
@@ -79,9 +95,9 @@ def latency_ratio(config: Mapping[str, Any], parts: Parts, latency: Latency) -> 
     return latency.ratio
 
 
-def _smaller(parts: Parts, trial: Trial, policy: Policy, budget: Budget) -> Policy | None:
-    """What is left of `policy` within the tighter `budget`; None when nothing is that small."""
-    space, cost_model = parts.space, parts.cost_model
+def _smaller(parts: Parts, trial: Trial, budget: Budget) -> Policy | None:
+    """What is left of the policy of `trial` within the tighter `budget`; None when nothing is that small."""
+    space, cost_model, policy = parts.space, parts.cost_model, trial.policy
     if not budget.allows(float(cost_model.costs(space.min_counts[None])[0])):
         return None
     if isinstance(parts.searcher, FamilySearcher) and trial.genome:
@@ -90,12 +106,7 @@ def _smaller(parts: Parts, trial: Trial, policy: Policy, budget: Budget) -> Poli
     counts = space.counts(policy)
 
     def path(t: float) -> IntArray:
-        wanted = space.min_counts + t * (counts - space.min_counts)
-        rounded = [
-            space.nearest_count(index, float(kept) / group.size, at_most=int(counts[index]))
-            for index, (kept, group) in enumerate(zip(wanted, space.groups, strict=True))
-        ]
-        return np.array(rounded, dtype=np.int64)
+        return space.staggered_counts(space.min_counts + t * (counts - space.min_counts))
 
     scores = np.where(space.keep_mask(policy), parts.importance.scores(), -np.inf)
     return space.select(largest_within(budget, path, cost_model=cost_model), scores)

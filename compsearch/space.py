@@ -22,6 +22,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -271,6 +273,21 @@ class SearchSpace:
         starts, table = self._nearest
         nearest: IntArray = table[starts + wanted]
         return nearest
+
+    def staggered_counts(self, wanted: FloatArray) -> IntArray:
+        """The allowed count of each group just below or just above `wanted` units, both [num_groups].
+
+        Group g takes the one above once `wanted` is past a fraction of the way up; the fractions are the multiples of
+        the golden ratio modulo 1, which spread evenly over any stretch of groups. As `wanted` grows, groups so change
+        one after the other, and costs move in small steps.
+        """
+        counts = []
+        for index, (group, units) in enumerate(zip(self.groups, wanted.tolist(), strict=True)):
+            threshold = (index + 1) * _GOLDEN % 1.0
+            lower = max((count for count in group.counts if count <= units), default=group.counts[0])
+            upper = min((count for count in group.counts if count >= units), default=group.counts[-1])
+            counts.append(upper if upper > lower and units - lower > threshold * (upper - lower) else lower)
+        return np.array(counts, dtype=np.int64)
 
     @functools.cached_property
     def _nearest(self) -> tuple[IntArray, IntArray]:

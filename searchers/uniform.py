@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from compsearch.budget import Budget, largest_within
 from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator
 from compsearch.scoring import score
 from compsearch.space import IntArray, Policy, SearchSpace
 from compsearch.trial import Trial
-
-_GOLDEN = (5**0.5 - 1) / 2
 
 
 class Uniform:
@@ -67,16 +63,5 @@ class Uniform:
 
 
 def uniform_counts(space: SearchSpace, keep_ratio: float) -> IntArray:
-    """The allowed count of each group just below or just above one `keep_ratio`, [num_groups].
-
-    Group g takes the one above once `keep_ratio` is past a fraction of the way up; the fractions are the multiples of
-    the golden ratio modulo 1, which spread evenly over any stretch of groups.
-    """
-    counts = []
-    for index, group in enumerate(space.groups):
-        threshold = (index + 1) * _GOLDEN % 1.0
-        wanted = keep_ratio * group.size
-        lower = max((count for count in group.counts if count <= wanted), default=group.counts[0])
-        upper = min((count for count in group.counts if count >= wanted), default=group.counts[-1])
-        counts.append(upper if upper > lower and wanted - lower > threshold * (upper - lower) else lower)
-    return np.array(counts, dtype=np.int64)
+    """The allowed count of each group just below or just above one `keep_ratio`, [num_groups]."""
+    return space.staggered_counts(keep_ratio * space.sizes)

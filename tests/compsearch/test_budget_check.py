@@ -26,6 +26,8 @@ class Bench:
     def compress(self, policy):
         return policy
 
+    plain = compress
+
     def latencies(self, networks):
         self.num_measured += 1
         times = {name: self.truth(self.space.counts(policy)) for name, policy in networks.items()}
@@ -154,5 +156,24 @@ def test_a_familys_network_is_repaired_by_cutting_its_own_ranking_further():
     parts.workbench.truth = optimistic(parts, 1.4)
     trial = trial_at_budget(parts, genome={"alpha": {"layer": 1.0}})
     checked = within_budget(CONFIG, parts, trial, trial.policy)
-    assert asked == [pytest.approx(0.5 / 1.4, rel=0.1)]
+    assert asked[0] == pytest.approx(trial.cost_ratio * 0.495 / (1.4 * trial.cost_ratio))
     assert (parts.space.counts(checked.policy) == parts.space.min_counts).all()
+
+
+def test_a_cut_that_was_too_much_is_taken_back_half_of_the_way():
+    parts = parts_of(None)
+    # A step in what is measured: the first repair asks for less than is needed.
+    dense = parts.budget.dense
+    trial = trial_at_budget(parts)
+    first = parts.cost_model.cost(trial.policy)
+
+    def truth(counts):
+        cost = float(parts.cost_model.costs(counts[None])[0])
+        return dense if cost == dense else cost * (1.6 if cost == first else 1.0)
+
+    parts.workbench.truth = truth
+    checked = within_budget(CONFIG, parts, trial, trial.policy)
+    assert checked.num_repairs > 1
+    one = within_budget({**CONFIG, "finalist": {"repairs": 1, "latency_margin": 0.01}}, parts, trial, trial.policy)
+    assert parts.cost_model.cost(checked.policy) > parts.cost_model.cost(one.policy)
+    assert checked.measured <= 0.5
