@@ -64,4 +64,4 @@ class Uniform:
 
 def uniform_counts(space: SearchSpace, keep_ratio: float) -> IntArray:
     """The allowed count of each group just below or just above one `keep_ratio`, [num_groups]."""
-    return space.staggered_counts(keep_ratio * space.sizes)
+    return space.staggered_counts(keep_ratio * space.sizes.astype(np.float64))
