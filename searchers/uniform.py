@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from compsearch.budget import Budget, largest_within
 from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator
