@@ -40,7 +40,7 @@ from compsearch.reuse import LEARNED_FILE, learned_beside, lowest_ratio
 from compsearch.run_folder import SUMMARY_FILE, RunFolder
 from compsearch.space import Policy, SearchSpace
 from compsearch.stages import run_stages
-from compsearch.summary import NetworkRow, SearchCost, Summary
+from compsearch.summary import Latency, NetworkRow, SearchCost, Summary
 from compsearch.timed_trials import time_trials
 from compsearch.trial import Trial
 
@@ -269,7 +269,7 @@ def _summary(
         )
     notes.extend(filter(None, (getattr(model, "note", "") for model in parts.cost_models.values())))
     notes.extend(f"energy of a batch, {name}: {reading}" for name, reading in report["energies"].items())
-    notes.extend(_budget_notes(config, parts, rows, report))
+    notes.extend(_budget_notes(config, parts, rows, report, members))
     if parts.space.sparse:
         notes.append(
             "the weights that are gone are zeros in tensors of the dense shape: FLOPs and parameters count what is "
@@ -304,9 +304,13 @@ def _summary(
 
 
 def _budget_notes(
-    config: Mapping[str, Any], parts: Parts, rows: Sequence[NetworkRow], report: Mapping[str, Any]
+    config: Mapping[str, Any],
+    parts: Parts,
+    rows: Sequence[NetworkRow],
+    report: Mapping[str, Any],
+    members: Sequence[Member],
 ) -> list[str]:
-    """What measuring says of a budget that the search could only predict, and of the other networks in the table."""
+    """What measuring says of budgets that the search could only predict: this run's, its family's, uniform's."""
     if parts.budget is None or not is_predicted(parts):
         return []
     wanted = parts.budget.cost_ratio
@@ -319,6 +323,11 @@ def _budget_notes(
     repairs = f", after {num} repair{'s' if num > 1 else ''}" if num else ""
     ratios = f"measured {measured:.4f}, predicted {predicted:.4f}"
     notes = [f"the latency budget of {wanted:.4f} is {verdict}: {ratios}{repairs}"]
+    for member in members:
+        ratio = latency_ratio(config, parts, Latency(**report["latencies"][member.name]))
+        if ratio > member.budget.cost_ratio:
+            asked = member.budget.cost_ratio
+            notes.append(f"the family's network at {asked:g} MISSES it by {ratio - asked:.4f}: measured {ratio:.4f}")
     for row in rows:
         if row.name == "uniform" and row.latency is not None and latency_ratio(config, parts, row.latency) > wanted:
             ratio = latency_ratio(config, parts, row.latency)
