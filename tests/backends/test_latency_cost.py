@@ -64,6 +64,20 @@ def test_where_time_is_the_sum_of_layers_and_an_overhead_it_is_predicted_exactly
     assert cost_model.check.tau == pytest.approx(1)
 
 
+def test_the_dense_network_costs_what_was_measured_even_where_it_is_off_the_trend(tiny, made, fake_meter):
+    def slow_when_dense(layer):
+        return layer.weight.numel() * 1e-6 * (2.0 if layer.weight.shape[:2] == (16, 12) else 1.0)
+
+    meter = fake_meter(slow_when_dense)
+    meter.runtime.prepare_layer = lambda *arguments, **options: fake_meter().runtime.prepare_layer(
+        *arguments, **options
+    )
+    cost_model = made(meter)
+    dense = params_ms(tiny.space, [8, 12, 16]) + 16 * 12 * 9 / 1e3
+    assert cost_model.costs(tiny.space.sizes[None]) == pytest.approx([dense])
+    assert cost_model.predictor.costs(tiny.space.sizes[None])[0] < dense
+
+
 def test_the_cost_of_a_policy_is_that_of_its_counts(tiny, made, fake_meter):
     cost_model = made(fake_meter())
     assert cost_model.cost(tiny.half) == cost_model.costs(tiny.space.counts(tiny.half)[None])[0]
