@@ -6,8 +6,8 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ _RULES = Rules(LAYERS, VALUES | MOVES, pointwise, FILLS)
 
 
 Shapes = list[tuple[int, ...]]
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,39 @@ def on_meta(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
 def for_real(model: nn.Module, inputs: tuple[Any, ...]) -> Subject:
     """A subject with the model's values, for forwards that look at them."""
     return Subject(rebuild(model, lambda _, tensor: tensor).eval(), inputs)
+
+
+def first_that_runs(
+    model: nn.Module, inputs: tuple[Any, ...], run: Callable[[Subject], _Result]
+) -> tuple[Subject, _Result]:
+    """A subject that `run` takes, with what it gives: on shapes or else on values, of one image or else of all.
+
+    Raises ValueError when it takes none.
+    """
+    failure: Exception | None = None
+    for given in _batches(inputs):
+        for prepared in (on_meta, for_real):
+            try:
+                subject = prepared(model, given)
+                return subject, run(subject)
+            except Exception as error:  # a forward may raise anything; the next way may work, else the user is told
+                failure = error
+    message = (str(failure).strip() or type(failure).__name__).splitlines()[0]
+    raise ValueError(
+        f"the model must run on the example input, but raises {type(failure).__name__}: {message}"
+    ) from failure
+
+
+def _batches(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Copies of the inputs with the first image only, then, where that is less, all."""
+    size = next(len(value) for value in inputs if isinstance(value, Tensor) and value.dim())
+
+    def first(tensor: Tensor) -> Tensor:
+        return (tensor[:1] if tensor.dim() and len(tensor) == size else tensor).clone()
+
+    yield tree_map_only(Tensor, first, inputs)
+    if size > 1:
+        yield tree_map_only(Tensor, Tensor.clone, inputs)
 
 
 def copied(module: nn.Module) -> nn.Module:

@@ -10,17 +10,14 @@ found by a network kept at random, and refused.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from backends import forwards
-from backends.forwards import Subject
 from backends.recording import Recording, record
 from backends.surgery import extract
 from compsearch.space import FloatArray, IntArray, Policy, SearchSpace
@@ -114,7 +111,9 @@ def take_inventory(model: nn.Module, space: SearchSpace, example_input: Tensor |
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     layers = {layer.parameter: layer.name for layer in space.layers}
-    subject, dense = _dense(model, inputs, layers)
+    subject, dense = forwards.first_that_runs(
+        model, inputs, lambda subject: record(forwards.copied(subject.module), subject.inputs, layers)
+    )
 
     def of(policy: Policy) -> Recording:
         return record(extract(subject.module, space, policy), subject.inputs, layers)
@@ -147,34 +146,6 @@ def _amounts(recording: Recording, num_images: int) -> dict[str, FloatArray]:
         "elements_written": recording.elements_written / num_images,
         "alive": recording.alive / num_images,
     }
-
-
-def _dense(model: nn.Module, inputs: tuple[Any, ...], layers: dict[str, str]) -> tuple[Subject, Recording]:
-    """The dense network, as shapes or values, with one image or the whole batch, in the first way that runs."""
-    failure: Exception | None = None
-    for given in _batches(inputs):
-        for prepared in (forwards.on_meta, forwards.for_real):
-            try:
-                subject = prepared(model, given)
-                return subject, record(forwards.copied(subject.module), subject.inputs, layers)
-            except Exception as error:  # a forward may raise anything; the next way may work, else the user is told
-                failure = error
-    message = (str(failure).strip() or type(failure).__name__).splitlines()[0]
-    raise ValueError(
-        f"the model must run on the example input, but raises {type(failure).__name__}: {message}"
-    ) from failure
-
-
-def _batches(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
-    """Copies of the inputs with the first image only, then, where that is less, all."""
-    size = next(len(value) for value in inputs if isinstance(value, Tensor) and value.dim())
-
-    def first(tensor: Tensor) -> Tensor:
-        return (tensor[:1] if tensor.dim() and len(tensor) == size else tensor).clone()
-
-    yield tree_map_only(Tensor, first, inputs)
-    if size > 1:
-        yield tree_map_only(Tensor, torch.clone, inputs)
 
 
 def _same_operations(dense: Recording, other: Recording, when: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from backends.device_fingerprint import DeviceFingerprint, fingerprint
-from backends.energy_counters import EnergyReading, measure_energy
+from backends.energy_counters import EnergyReading, NoCounterError, measure_energy, open_counter
 from backends.kept_memory import kept_memory
 from backends.runtimes import Run, Runtime, torch_threads
 from compsearch.space import FloatArray
 from compsearch.summary import Latency
+
+log = logging.getLogger(__name__)
 
 #: A run counts as undisturbed when the thread lost no more of it than this share and so many seconds,
 _LOST = 0.01
@@ -31,10 +34,10 @@ class LatencyMeter:
 
     In each round every network runs once, in an order drawn anew. Rounds end after `repetitions`, or once
     `time_budget_s` is spent, but not before the third; the `warmup` rounds before are not counted. They are shared
-    between `sessions`, each with networks made ready anew: where their tensors lie in memory makes a difference of a
-    percent or two, which is in the spread that way. `threads` is what one pass may use on the CPU. Energy, where there
-    is a counter, is read over `energy_s` seconds per network. `device` is that of the whole job; the runtime says
-    where it runs.
+    between `sessions` (one, where a runtime compiles networks), each with networks made ready anew: where their tensors
+    lie in memory makes a difference of a percent or two, which is in the spread that way. `threads` is what one pass
+    may use on the CPU. Energy, where there is a counter, is read over `energy_s` seconds per network. `device` is that
+    of the whole job; the runtime says where it runs.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class LatencyMeter:
         self.warmup = warmup
         self.time_budget_s = time_budget_s
         self.energy_s = energy_s
-        self.sessions = min(sessions, runtime.max_sessions)
+        self.sessions = 1 if runtime.compiles else sessions
         self.stopwatch = Stopwatch(alone=threads == 1 and self.device.type == "cpu")
 
     @property
@@ -98,6 +101,11 @@ class LatencyMeter:
 
     def energies(self, networks: Mapping[str, nn.Module], example_input: Tensor) -> dict[str, EnergyReading]:
         """The energy of a batch through each network, where the device has a counter; else nothing."""
+        try:
+            open_counter(self.device)  # before networks are made ready, which may take long
+        except NoCounterError as error:
+            log.info("energy is not measured: %s", error)
+            return {}
         found: dict[str, EnergyReading] = {}
         images = self.images(example_input)
         with self.conditions(), _eval_mode(networks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,12 @@ from backends.latency_table import LatencyTable, table_path
 from backends.layer_shapes import layer_calls
 from backends.surgery import extract
 from compsearch import atomic
-from compsearch.report.agreement import MAX_MAPE, MIN_TAU, kendall_tau, mape
+from compsearch.protocols import Once
+from compsearch.report.agreement import MAX_MAPE, MIN_TAU, kendall_tau, mape, prediction_verdict
 from compsearch.space import FloatArray, IntArray, Policy, SearchSpace
 from compsearch.summary import Latency
 
 log = logging.getLogger(__name__)
-
-#: Computes something under a name, or gives what was computed under it before.
-Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class PredictorCheck:
 
     @property
     def is_good(self) -> bool:
-        return self.mape <= MAX_MAPE and self.tau >= MIN_TAU
+        return not prediction_verdict(self.mape, self.tau)
 
     def __str__(self) -> str:
         return f"MAPE {self.mape:.1%}, Kendall tau {self.tau:.2f} on {len(self.measured_ms)} unseen networks"

@@ -137,29 +137,27 @@ class LayerCall:
 def layer_calls(model: nn.Module, space: SearchSpace, example_input: Tensor) -> list[LayerCall]:
     """Every convolution and linear layer that one forward of `model` runs, in that order, for one image.
 
-    `model` is not changed. Raises ValueError when it doesn't run on `example_input` [B, C, H, W].
+    `model` is not changed. Raises ValueError when it doesn't run on `example_input` [B, C, H, W], and where a layer of
+    `space` is not seen to run: a time without it would be a guess.
     """
-    # Two images where only two do: some networks squeeze a batch of one away.
-    subject = _subject(model, example_input[:1])
-    recorder = _Recorder({id_of(tensor): name for name, tensor in named_tensors(subject.module)})
-    try:
-        with torch.no_grad(), recorder:
-            subject.module(*subject.inputs)
-    except Exception:  # the forward needs values
-        subject = forwards.for_real(model, (example_input[:1],))
+
+    def run(subject: forwards.Subject) -> _Recorder:
         recorder = _Recorder({id_of(tensor): name for name, tensor in named_tensors(subject.module)})
-        with torch.no_grad(), recorder:
+        with forwards.undisturbed(), torch.no_grad(), recorder:
             subject.module(*subject.inputs)
-    ledger = Ledger(space)
+        return recorder
+
+    subject, recorder = forwards.first_that_runs(model, (example_input,), run)
     names = {layer.parameter: layer.name for layer in space.layers}
-    return [_call(record, names, ledger, recorder) for record in recorder.layers if record.weight in names]
-
-
-def _subject(model: nn.Module, example_input: Tensor) -> forwards.Subject:
-    try:
-        return forwards.on_meta(model, (example_input,))
-    except Exception:  # copies of some networks can't be made on shapes alone
-        return forwards.for_real(model, (example_input,))
+    unseen = names.keys() - {record.weight for record in recorder.layers}
+    if unseen:
+        raise ValueError(
+            f"a latency table must know every layer, but {', '.join(sorted(names[weight] for weight in unseen))} can't "
+            "be followed (a weight that is computed, or an operation that does several at once); limit another resource"
+        )
+    ledger = Ledger(space)
+    records = [record for record in recorder.layers if record.weight in names]
+    return [_call(record, names, ledger, recorder, subject.batch_size) for record in records]
 
 
 def id_of(tensor: Tensor) -> int:
@@ -238,7 +236,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return readers[0] if len(readers) == 1 and readers[0][0] in names else None
 
 
-def _call(record: _Record, names: Mapping[str, str], ledger: Ledger, recorder: _Recorder) -> LayerCall:
+def _call(record: _Record, names: Mapping[str, str], ledger: Ledger, recorder: _Recorder, batch_size: int) -> LayerCall:
     name = names[record.weight]
     if record.kind == "transposed" or len(record.weight_shape) > 4:
         raise ValueError(
@@ -264,7 +262,7 @@ def _call(record: _Record, names: Mapping[str, str], ledger: Ledger, recorder: _
         stride=tuple(record.options.get("stride", ())),
         padding=tuple(record.options.get("padding", ())),
         dilation=tuple(record.options.get("dilation", ())),
-        height=record.input_shape[0] if is_linear else record.input_shape[2],
+        height=record.input_shape[0] // batch_size if is_linear else record.input_shape[2],
         width=1 if is_linear or len(record.input_shape) < 4 else record.input_shape[3],
         group_in=group_in,
         group_out=group_out,

@@ -28,11 +28,11 @@ Run = Callable[[], object]
 class Runtime(Protocol):
     """`name` is what it is chosen by; `versions` are those of the packages that decide how fast it is.
 
-    `max_sessions` is how often it makes sense to make a network ready for one measurement.
+    `compiles` says that making a network ready takes long.
     """
 
     name: str
-    max_sessions: int
+    compiles: bool
 
     def device(self, wanted: torch.device) -> torch.device:
         """Where networks run, given the device of the whole job. Raises ValueError where this runtime can't."""
@@ -52,7 +52,7 @@ class Runtime(Protocol):
 class TorchRuntime:
     """PyTorch, one operation after the other; `channels_last` holds images and filters in that order."""
 
-    max_sessions = 10
+    compiles = False
 
     def __init__(self, *, channels_last: bool) -> None:
         self.channels_last = channels_last
@@ -79,7 +79,7 @@ class TorchCompileRuntime:
     """torch.compile with the weights taken as constants. Compiles for seconds to minutes per network."""
 
     name = "torch_compile"
-    max_sessions = 1
+    compiles = True
 
     def device(self, wanted: torch.device) -> torch.device:
         if wanted.type == "cpu" and not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
@@ -110,7 +110,7 @@ class CudaGraphsRuntime:
     """PyTorch on a GPU, its launches recorded once and replayed, so that they don't hide what the kernels take."""
 
     name = "cuda_graphs"
-    max_sessions = 10
+    compiles = False
 
     def device(self, wanted: torch.device) -> torch.device:
         if wanted.type != "cuda":
@@ -145,7 +145,7 @@ class OnnxRuntime:
     """onnxruntime, from an ONNX export of the network: on the CPU, or on the GPU where its CUDA provider is there."""
 
     name = "onnxruntime"
-    max_sessions = 10
+    compiles = False
 
     def __init__(self) -> None:
         self._templates: dict[tuple[Any, ...], OnnxTemplate] = {}

@@ -11,7 +11,7 @@ from typing import Any
 from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
 from compsearch.composition import check, make, offers, takes
 from compsearch.importance import LayerImportance
-from compsearch.protocols import CostModel, Evaluator, Searcher, Workbench
+from compsearch.protocols import CostModel, Evaluator, Once, Searcher, Workbench
 from compsearch.space import SearchSpace
 from compsearch.summary import StoredSize
 from compsearch.trial import Genome
@@ -41,9 +41,6 @@ class Parts:
 
 
 _logger = logging.getLogger(__name__)
-
-#: Computes something under a name, or gives what was computed under it before.
-Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 def compute(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

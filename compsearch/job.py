@@ -313,25 +313,33 @@ def _budget_notes(
     """What measuring says of budgets that the search could only predict: this run's, its family's, uniform's."""
     if parts.budget is None or not is_predicted(parts):
         return []
+    # What is limited in milliseconds is reported so; else as a fraction of the dense network's.
+    is_absolute = config["budget"]["limit"] is not None
+    unit, text = (parts.budget.dense, "{:.3f} ms") if is_absolute else (1.0, "{:.4f}")
+
+    def shown(ratio: float) -> str:
+        return text.format(ratio * unit)
+
     wanted = parts.budget.cost_ratio
     [own] = [row.latency for row in rows if row.name == "compressed"]
     assert own is not None
     measured = latency_ratio(config, parts, own)
     predicted = parts.cost_model.cost(Policy.from_json(report["policy"])) / parts.budget.dense
-    verdict = "met" if measured <= wanted else f"MISSED by {measured - wanted:.4f}"
+    verdict = "met" if measured <= wanted else f"MISSED by {shown(measured - wanted)}"
     num = report["num_repairs"]
     repairs = f", after {num} repair{'s' if num > 1 else ''}" if num else ""
-    ratios = f"measured {measured:.4f}, predicted {predicted:.4f}"
-    notes = [f"the latency budget of {wanted:.4f} is {verdict}: {ratios}{repairs}"]
+    ratios = f"measured {shown(measured)}, predicted {shown(predicted)}"
+    notes = [f"the latency budget of {shown(wanted)} is {verdict}: {ratios}{repairs}"]
     for member in members:
         ratio = latency_ratio(config, parts, Latency(**report["latencies"][member.name]))
         if ratio > member.budget.cost_ratio:
             asked = member.budget.cost_ratio
-            notes.append(f"the family's network at {asked:g} MISSES it by {ratio - asked:.4f}: measured {ratio:.4f}")
+            missed, found = shown(ratio - asked), shown(ratio)
+            notes.append(f"the family's network at {asked:g} MISSES it by {missed}: measured {found}")
     for row in rows:
         if row.name == "uniform" and row.latency is not None and latency_ratio(config, parts, row.latency) > wanted:
             ratio = latency_ratio(config, parts, row.latency)
-            notes.append(f"uniform is within the budget as predicted, but not as measured: {ratio:.4f}")
+            notes.append(f"uniform is within the budget as predicted, but not as measured: {shown(ratio)}")
     return notes
 
 

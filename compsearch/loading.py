@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compsearch.composition import make
+from compsearch.composition import compose_config, make
 from compsearch.family import FAMILY_FILE, load_state
 from compsearch.run_folder import RunFolderError, read_config
 from compsearch.space import Policy, SearchSpace
@@ -44,7 +44,7 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = No
     available = {"model": model, "example_input": example}
     space: SearchSpace = make({**config["space"], **aligned}, available, place="space")
     space.check(policy)
-    surgery = make(config["surgery"], {}, place="surgery")
+    surgery = make(config.get("surgery") or compose_config(["run_name="])["surgery"], {}, place="surgery")
     result = {"policy": policy, "state": load_state(path / weights)}
     collaborators = {"model": model, "space": space, "surgery": surgery, **result}
     return make(config["loader"], collaborators, place="loader")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,6 +12,10 @@ from compsearch.trial import Measurement, Trial
 if TYPE_CHECKING:  # budgets are made with cost models
     from compsearch.budget import Budget
     from compsearch.summary import Latency
+
+
+#: Computes something under a name, or gives what was computed under it before.
+Once = Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
 class Searcher(Protocol):

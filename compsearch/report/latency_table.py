@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from compsearch.report.style import RESOURCE_LABELS
-from compsearch.report.table import _NOT_MEASURED, _align
+from compsearch.report.table import NOT_MEASURED, align
 from compsearch.report.timed import Spread
 
 _WIDTH = 100
@@ -37,7 +37,7 @@ def latency_table(rows: Sequence[LatencyRow], *, title: str, devices: Mapping[st
     remarks = [
         line for remark in _remarks(rows, devices) for line in textwrap.wrap(remark, _WIDTH, subsequent_indent="  ")
     ]
-    lines = [line.rstrip() for line in _align(_cells(rows, devices))]
+    lines = [line.rstrip() for line in align(_cells(rows, devices))]
     return "\n".join([title, "", *lines, "", *remarks])
 
 
@@ -76,7 +76,7 @@ def _remarks(rows: Sequence[LatencyRow], devices: Mapping[str, str]) -> list[str
 def _ratio(row: LatencyRow, runtime: str) -> str:
     ratio = row.latency.get(runtime)
     if ratio is None or not ratio.is_finite:
-        return _NOT_MEASURED
+        return NOT_MEASURED
     # A place for the mark in every cell keeps the numbers in line.
     return f"{ratio:.3f} {_mark(row, runtime) or ' '}"
 
@@ -91,4 +91,4 @@ def _mark(row: LatencyRow, runtime: str) -> str:
 
 
 def _number(ratio: float) -> str:
-    return f"{ratio:.3f}" if math.isfinite(ratio) else _NOT_MEASURED
+    return f"{ratio:.3f}" if math.isfinite(ratio) else NOT_MEASURED

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from compsearch.report.style import RESOURCE_LABELS, RESOURCE_UNITS
 from compsearch.summary import NetworkRow, StoredSize, Summary
 
-_NOT_MEASURED = "–"
+NOT_MEASURED = "–"
 _WIDTH = 100
 
 
@@ -35,10 +35,10 @@ def summary_table(summary: Summary) -> str:
     lines = [["", *(row.name for row in summary.networks)]]
     for label, cell in rows:
         cells = [cell(row) for row in summary.networks]
-        if any(text != _NOT_MEASURED for text in cells):
+        if any(text != NOT_MEASURED for text in cells):
             lines.append([label, *cells])
-    family = [*_align(_family_lines(summary)), ""] if summary.family else []
-    return "\n".join([_title(summary), "", *_align(lines), "", *family, *_remarks(summary)])
+    family = [*align(_family_lines(summary)), ""] if summary.family else []
+    return "\n".join([_title(summary), "", *align(lines), "", *family, *_remarks(summary)])
 
 
 def _other_resources(summary: Summary) -> list[str]:
@@ -49,7 +49,7 @@ def _other_resources(summary: Summary) -> list[str]:
 def _cost_line(summary: Summary, resource: str) -> tuple[str, Callable[[NetworkRow], str]]:
     def cell(row: NetworkRow) -> str:
         if resource not in row.costs:
-            return _NOT_MEASURED
+            return NOT_MEASURED
         number, unit = _count(row.costs[resource]), RESOURCE_UNITS.get(resource, "")
         return f"{number}{unit if ' ' in number else f' {unit}'.rstrip()}" + _ratio(summary, row, resource)
 
@@ -65,7 +65,7 @@ def _size_lines(summary: Summary) -> list[tuple[str, Callable[[NetworkRow], str]
     def line(label: str, number: Callable[[StoredSize], int]) -> tuple[str, Callable[[NetworkRow], str]]:
         def cell(row: NetworkRow) -> str:
             if row.size is None:
-                return _NOT_MEASURED
+                return NOT_MEASURED
             return f"{_count(number(row.size))}B ({number(row.size) / whole.dense:.3f})"
 
         return label, cell
@@ -89,9 +89,9 @@ def _family_lines(summary: Summary) -> list[list[str]]:
     lines = [["family, by cost_ratio", *(f"{kind}, test" for kind in kinds), *labels]]
     for member in summary.family:
         own = member.network("compressed")
-        accuracies = [_percent(row.accuracy_test) if (row := member.network(kind)) else _NOT_MEASURED for kind in kinds]
+        accuracies = [_percent(row.accuracy_test) if (row := member.network(kind)) else NOT_MEASURED for kind in kinds]
         ratios = {} if own is None else summary.ratios(own)
-        costs = [f"{ratios[name]:.3f}" if name in ratios else _NOT_MEASURED for name in resources]
+        costs = [f"{ratios[name]:.3f}" if name in ratios else NOT_MEASURED for name in resources]
         lines.append([f"{member.cost_ratio:g}", *accuracies, *costs])
     return lines
 
@@ -117,7 +117,8 @@ def _remarks(summary: Summary) -> list[str]:
     return [line for remark in remarks for line in textwrap.wrap(remark, _WIDTH, subsequent_indent="  ")]
 
 
-def _align(lines: list[list[str]]) -> list[str]:
+def align(lines: list[list[str]]) -> list[str]:
+    """A row of cells per line, the first the heading, as text: a rule below it, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["─" * width for width in widths]
     aligned = []
@@ -129,7 +130,7 @@ def _align(lines: list[list[str]]) -> list[str]:
 
 
 def _percent(fraction: float | None) -> str:
-    return _NOT_MEASURED if fraction is None else f"{fraction:.2%}"
+    return NOT_MEASURED if fraction is None else f"{fraction:.2%}"
 
 
 def _count(number: float) -> str:
@@ -145,8 +146,8 @@ def _ratio(summary: Summary, row: NetworkRow, resource: str) -> str:
 
 
 def _median(row: NetworkRow) -> str:
-    return _NOT_MEASURED if row.latency is None else f"{row.latency.median_ms:.2f} ms"
+    return NOT_MEASURED if row.latency is None else f"{row.latency.median_ms:.2f} ms"
 
 
 def _spread(row: NetworkRow) -> str:
-    return _NOT_MEASURED if row.latency is None else f"{row.latency.p10_ms:.2f}–{row.latency.p90_ms:.2f} ms"
+    return NOT_MEASURED if row.latency is None else f"{row.latency.p10_ms:.2f}–{row.latency.p90_ms:.2f} ms"

@@ -82,7 +82,7 @@ class FakeRuntime:
     """Takes `overhead_s` and, for each layer, `seconds` of it, on a clock that nothing else moves."""
 
     name = "fake"
-    max_sessions = 10
+    compiles = False
 
     def __init__(self, clock: Clock, seconds: Callable[[nn.Module], float], overhead_s: float = 0.0) -> None:
         self.clock, self.seconds, self.overhead_s = clock, seconds, overhead_s

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from backends.energy_counters import EnergyReading
+from backends.energy_counters import EnergyReading, NoCounterError
 from backends.latency import LatencyMeter
 from backends.runtimes import TorchRuntime
 
@@ -129,8 +129,14 @@ def test_a_real_network_takes_time():
 
 def test_energy_is_read_where_there_is_a_counter_and_only_there(fake_meter, monkeypatch):
     meter = fake_meter()
-    monkeypatch.setattr("backends.latency.measure_energy", lambda run, *, device, min_s: None)
+
+    def none(device):
+        raise NoCounterError("none here")
+
+    monkeypatch.setattr("backends.latency.open_counter", none)
     assert meter.energies({"a": linear(10)}, IMAGE) == {}
+    assert meter.runtime.prepared == 0
+    monkeypatch.setattr("backends.latency.open_counter", lambda device: None)
     reading = EnergyReading(10.0, 2.0, 5, "RAPL", "package", None)
     monkeypatch.setattr("backends.latency.measure_energy", lambda run, *, device, min_s: reading)
     assert meter.energies({"a": linear(10), "b": linear(20)}, IMAGE) == {"a": reading, "b": reading}
@@ -146,5 +152,5 @@ def test_sessions_share_the_rounds_and_make_every_network_ready_anew(fake_meter)
 
 def test_a_runtime_that_takes_long_to_make_ready_does_so_once(fake_meter, monkeypatch):
     meter = fake_meter()
-    monkeypatch.setattr(type(meter.runtime), "max_sessions", 1)
+    monkeypatch.setattr(type(meter.runtime), "compiles", True)
     assert fake_meter(sessions=3).sessions == 1

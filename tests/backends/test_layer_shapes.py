@@ -107,3 +107,41 @@ def test_the_global_generator_and_the_model_are_left_alone(tiny):
         layer_input(call.shape, 6, batch_size=1)
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(state, tiny.model.state_dict().values(), strict=True))
+
+
+def test_a_layer_that_cannot_be_followed_is_refused_not_left_out():
+    class Standardised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.linear(self.conv(x).mean((2, 3)))
+
+    _, space, example = traced(Standardised(), 8)
+
+    class Computed(Standardised):
+        def forward(self, x):
+            weight = self.conv.weight - self.conv.weight.mean()
+            return self.linear(nn.functional.conv2d(x, weight, self.conv.bias).mean((2, 3)))
+
+    with pytest.raises(ValueError, match=r"must know every layer, but conv can't be followed"):
+        layer_calls(Computed().eval(), space, example)
+
+
+def test_a_network_that_refuses_a_single_image_is_followed_on_the_batch():
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            if len(x) == 1:
+                raise ValueError("needs two images")
+            return self.linear(self.conv(x).mean((2, 3)))
+
+    model, space, example = traced(Picky(), 8)
+    assert [(call.name, call.shape.height) for call in layer_calls(model, space, example)] == [
+        ("conv", 8),
+        ("linear", 1),
+    ]

@@ -1,11 +1,13 @@
 """A run's networks come back in a process that never searched."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import compsearch
@@ -89,3 +91,14 @@ def test_a_run_of_compress_needs_its_network(tmp_path: Path) -> None:
         compsearch.load(tmp_path / "run")
     loaded = compsearch.load(tmp_path / "run", model=model)
     assert torch.equal(loaded(data[0]), result.module.eval()(data[0]))
+
+
+def test_a_folder_from_before_surgeries_could_be_chosen_loads(folder: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    text = (older / "config.yaml").read_text()
+    config = yaml.safe_load(text)
+    del config["surgery"]
+    (older / "config.yaml").write_text(yaml.safe_dump(config))
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(compsearch.load(older)(images), compsearch.load(folder)(images))
