@@ -60,7 +60,7 @@ def budget_from_limit(*, limit: float, cost_model: CostModel, space: SearchSpace
 
 
 def _extremes(cost_model: CostModel, space: SearchSpace) -> tuple[float, float]:
-    dense, lowest = cost_model.costs(np.stack([space.sizes, space.min_counts]))
+    dense, lowest = cost_model.costs(np.stack([space.dense_choices, space.smallest_choices]))
     if dense <= 0:
         resource = cost_model.resource
         raise ValueError(f"a budget must be of what the dense network costs, but its {resource} is {dense:g}")

@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from compsearch.space import FloatArray, IntArray, Policy
+from compsearch.space import BoolArray, FloatArray, IntArray, Policy
 from compsearch.trial import Measurement, Trial
 
 if TYPE_CHECKING:  # budgets are made with cost models
+    from torch import Tensor
+
     from compsearch.budget import Budget
+    from compsearch.candidates import Candidates
     from compsearch.summary import Latency
 
 
@@ -57,8 +60,59 @@ class CostModel(Protocol):
     def cost(self, policy: Policy) -> float: ...
 
     def costs(self, counts: IntArray) -> FloatArray:
-        """The costs [num_policies] of policies given as kept units per group [num_policies, num_groups]."""
+        """The costs [num_policies] of policies given as kept units per group [num_policies, num_groups].
+
+        Behind the groups there may be the index of each block's operation [num_policies, num_groups + num_blocks], as
+        `SearchSpace.choices` has them; left out, every block has the dense network's.
+        """
         ...
+
+
+@runtime_checkable
+class ExpectedCostModel(CostModel, Protocol):
+    """A cost model that also says what networks cost on average that are drawn choice by choice."""
+
+    def expected(self, candidates: Candidates, probabilities: Tensor) -> Tensor:
+        """The expected cost, a scalar differentiable in `probabilities` [num_choices, most candidates]."""
+        ...
+
+
+class Supernet(Protocol):
+    """Every candidate of every choice in one network, of which one path at a time is active.
+
+    A path is one candidate's index per choice, [num_choices]. Weights are trained on the train split in `epochs` of
+    `steps_per_epoch` steps, the first `warmup_epochs` of them before paths are learned; gates are looked at on the
+    search split. Batches, augmentation and schedules are the supernet's own, and part of its state.
+    """
+
+    candidates: Candidates
+    warmup_epochs: int
+    epochs: int
+    steps_per_epoch: int
+
+    def train(self, path: IntArray) -> float:
+        """One step of the weights on `path`, which alone move, on the next batch; the loss."""
+        ...
+
+    def gates(self, path: IntArray, wanted: BoolArray) -> tuple[float, FloatArray]:
+        """The loss of `path` on the next batch of the search split, and its gradient with respect to the gates.
+
+        Gate j of a choice multiplies what candidate j gives; those of `path` are 1, all others 0. Both `wanted` and the
+        gradient are [num_choices, most candidates]; what is not wanted is 0. No weight changes.
+        """
+        ...
+
+    def accuracies(self, paths: IntArray) -> FloatArray:
+        """Accuracy of each of `paths` [num_paths, num_choices] on one and the same next batch of the search split."""
+        ...
+
+    def slow_down(self) -> None:
+        """Halves the learning rate from here on."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Workbench(Protocol):

@@ -1,7 +1,8 @@
 """What may be removed from a network, and what a policy keeps of it.
 
-A `Group` is a set of channels among which a searcher chooses; a `SearchSpace` is every group of one network in the
-order the network runs them; a `Policy` is the exact channels kept. All three are plain values: no tensors, no modules.
+A `Group` is a set of channels among which a searcher chooses, a `Block` a part of the network that one of several
+operations does; a `SearchSpace` is every group and block of one network in the order the network runs them; a `Policy`
+is the exact channels kept and the operations chosen. All are plain values: no tensors, no modules.
 The channels of all groups are numbered through as *units*: group ``g`` owns the units ``offsets[g]:offsets[g + 1]``. A
 unit is one channel, or several that can only go together (a whole group of a grouped convolution, say).
 """
@@ -104,6 +105,26 @@ class SparseWeight:
     kept: IntArray
 
 
+#: The operation of a block that does nothing: the block passes on what it is given.
+ZERO = "zero"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One way to do a block. `modules` names the network's modules that are there for it alone."""
+
+    name: str
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the network that is done by one of several operations, the dense network's first, the cheapest last."""
+
+    name: str
+    operations: tuple[Operation, ...]
+
+
 def allowed_counts(
     size: int, *, width: int = 1, divisor: int = 8, min_keep_ratio: float = 0.1, min_choices: int = 8
 ) -> tuple[int, ...]:
@@ -164,7 +185,7 @@ class Policy:
             raise ValueError(f"a policy must be a mapping with 'space' and 'kept', but got {data!r:.80}") from error
 
     def __str__(self) -> str:
-        return " ".join(f"{name}={count}" for name, count in self.counts.items())
+        return " ".join(f"{name}={choice}" for name, choice in [*self.counts.items(), *self.operations])
 
 
 def _to_ranges(units: Sequence[int]) -> str:
@@ -205,6 +226,8 @@ class SearchSpace:
     size_sites: tuple[Site, ...] = ()
     #: Weights that lose entries and keep their shape; a space has these or `sites`.
     sparse: tuple[SparseWeight, ...] = ()
+    #: Parts with a choice of operations, in forward order.
+    blocks: tuple[Block, ...] = ()
 
     @functools.cached_property
     def offsets(self) -> IntArray:
@@ -226,6 +249,18 @@ class SearchSpace:
         return np.array([group.counts[0] for group in self.groups], dtype=np.int64)
 
     @functools.cached_property
+    def dense_choices(self) -> IntArray:
+        """The dense network as cost models take it, [num_groups + num_blocks]: see `choices`."""
+        return np.concatenate([self.sizes, np.zeros(len(self.blocks), dtype=np.int64)])
+
+    @functools.cached_property
+    def smallest_choices(self) -> IntArray:
+        """The fewest units of every group and the last operation of every block, [num_groups + num_blocks]."""
+        return np.concatenate(
+            [self.min_counts, np.array([len(block.operations) - 1 for block in self.blocks], dtype=np.int64)]
+        )
+
+    @functools.cached_property
     def layer_by_name(self) -> Mapping[str, Layer]:
         return {layer.name: layer for layer in self.layers}
 
@@ -237,12 +272,15 @@ class SearchSpace:
 
     def full_policy(self) -> Policy:
         """The dense network."""
-        return self._policy(np.arange(group.size) for group in self.groups)
+        return self._policy((np.arange(group.size) for group in self.groups), [0] * len(self.blocks))
 
-    def select(self, counts: Iterable[int], importance: FloatArray) -> Policy:
+    def select(
+        self, counts: Iterable[int], importance: FloatArray, operations: Sequence[int] | IntArray | None = None
+    ) -> Policy:
         """Keeps the `counts[g]` most important units of every group `g`; equal importance keeps the lower index.
 
-        `importance` is [num_units], higher is better. Raises ValueError when a count is not one of `Group.counts`.
+        `importance` is [num_units], higher is better. `operations` are indices, one per block; left out, every block
+        keeps the dense network's. Raises ValueError when a count is not one of `Group.counts`, or an index is of none.
         """
         counts = [int(count) for count in counts]
         if len(counts) != len(self.groups) or importance.shape != (self.num_units,):
@@ -259,7 +297,7 @@ class SearchSpace:
                 )
             scores = importance[self.offsets[index] : self.offsets[index + 1]]
             kept.append(np.sort(np.argsort(-scores, kind="stable")[:count]))
-        return self._policy(kept)
+        return self._policy(kept, [0] * len(self.blocks) if operations is None else operations)
 
     def nearest_count(self, index: int, keep_ratio: float, *, at_most: int | None = None) -> int:
         """The allowed count of group `index` nearest to `keep_ratio`, never above `at_most` (the minimum excepted)."""
@@ -304,6 +342,21 @@ class SearchSpace:
         """Units kept per group, [num_groups]."""
         return np.array([len(units) for _, units in policy.kept], dtype=np.int64)
 
+    def choices(self, policy: Policy) -> IntArray:
+        """What cost models price, [num_groups + num_blocks]: units kept per group, then each block's operation's index.
+
+        `policy` must be one of this space, which `check` tells.
+        """
+        return np.concatenate([self.counts(policy), self.operations(policy)])
+
+    def operations(self, policy: Policy) -> IntArray:
+        """The index of each block's operation, [num_blocks]."""
+        chosen = dict(policy.operations)
+        indices = [
+            [operation.name for operation in block.operations].index(chosen[block.name]) for block in self.blocks
+        ]
+        return np.array(indices, dtype=np.int64)
+
     def keep_mask(self, policy: Policy) -> BoolArray:
         """Which units stay, [num_units]. Raises ValueError as `check` does."""
         self.check(policy)
@@ -343,7 +396,32 @@ class SearchSpace:
             raise ValueError(
                 "a policy must name the groups once each, in forward order; build it with SearchSpace.select"
             )
+        if tuple(name for name, _ in policy.operations) != tuple(block.name for block in self.blocks):
+            raise ValueError(
+                "a policy must give every block an operation, in forward order, but got "
+                f"{len(policy.operations)} for {len(self.blocks)} blocks; build it with SearchSpace.select"
+            )
+        for block, (_, chosen) in zip(self.blocks, policy.operations, strict=True):
+            offered = [operation.name for operation in block.operations]
+            if chosen not in offered:
+                raise ValueError(
+                    f"a block's operation must be one of {', '.join(offered)}, but got {chosen!r} for {block.name!r}"
+                )
 
-    def _policy(self, kept: Iterable[IntArray]) -> Policy:
+    def _policy(self, kept: Iterable[IntArray], operations: Sequence[int] | IntArray) -> Policy:
+        indices = [int(index) for index in operations]
+        if len(indices) != len(self.blocks) or any(
+            not 0 <= index < len(block.operations) for block, index in zip(self.blocks, indices, strict=True)
+        ):
+            raise ValueError(
+                f"one operation per block must be given, as an index, but got {indices} for blocks of "
+                f"{[len(block.operations) for block in self.blocks]} operations"
+            )
         named = zip(self.groups, kept, strict=True)
-        return Policy(self.fingerprint, tuple((group.name, tuple(map(int, units))) for group, units in named))
+        return Policy(
+            self.fingerprint,
+            tuple((group.name, tuple(map(int, units))) for group, units in named),
+            tuple(
+                (block.name, block.operations[index].name) for block, index in zip(self.blocks, indices, strict=True)
+            ),
+        )
