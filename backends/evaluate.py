@@ -37,10 +37,11 @@ class NetworkEvaluator:
 
     `model`, which is not changed, is the dense network, `surgery` what a policy does to it, `recovery` what is done to
     a network after the cut. Every measurement carries the costs of all `cost_models`. A policy is measured once; the
-    answer is remembered.
+    answer is remembered for as long as the weights of `model` stay what they are.
 
-    `precision` auto is bfloat16 where the device has it natively. It is checked once, on a policy that depends on
-    `space` and `model` alone, so that a resumed run scores as the interrupted one did. `num_workers` batches of
+    `precision` auto is bfloat16 where the device has it natively. It is checked once per state of the weights, on a
+    policy that depends on `space` and `model` alone, so that a resumed run scores as the interrupted one did.
+    `num_workers` batches of
     `batch_size` images are classified at a time on the CPU, one core each; None for all cores torch may use. The
     answers don't depend on it.
     """
@@ -74,16 +75,29 @@ class NetworkEvaluator:
         self._precision = precision
         self._workers = Workers(1 if device.type == "cuda" else num_workers)
         self._cache: dict[Policy, Measurement] = {}
+        self._weights = self._weights_now()
 
     def measure(self, policies: Sequence[Policy]) -> list[Measurement]:
         """One measurement per policy, in that order. Raises ValueError when a policy doesn't fit the space.
 
         A network that gives NaN or infinity on any image has accuracy and loss NaN.
         """
+        self._forget_other_weights()
         for policy in policies:
             if policy not in self._cache:
                 self._cache[policy] = self._measure(policy)
         return [self._cache[policy] for policy in policies]
+
+    def _weights_now(self) -> tuple[int, ...]:
+        """Changes with every write to a parameter: whoever trains the model that is scored needs do nothing more."""
+        return tuple(parameter._version for parameter in self._model.parameters())
+
+    def _forget_other_weights(self) -> None:
+        now = self._weights_now()
+        if now != self._weights:
+            self._weights = now
+            self._cache.clear()
+            self.__dict__.pop("execution", None)
 
     def recovered(self, policy: Policy) -> nn.Module:
         """The network that a score of `policy` is of, in eval mode on the evaluator's device."""

@@ -76,6 +76,40 @@ class Recipe:
                 raise ValueError(f"`{rule}` must hold for a recipe, but got {name}={getattr(self, name)!r}")
 
 
+@dataclass(frozen=True)
+class ScratchRecipe(Recipe):
+    """How to train from new weights: what the network has learned before is forgotten, and there is no teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distill_weight:
+            raise ValueError(
+                f"a recipe from scratch has no teacher, but got {self.distill_weight=}; set distill_weight=0"
+            )
+
+
+def forget(network: nn.Module, seed: int) -> None:
+    """Gives `network`, in place, new weights that follow from `seed`; its device stays, the global generators too.
+
+    Every module's own `reset_parameters` draws them, those of modules around others last: a network's own
+    initialisation overrides its layers'. Raises ValueError for parameters that no module would draw anew.
+    """
+    modules = list(network.named_modules())
+    drawing = [name for name, module in modules if callable(getattr(module, "reset_parameters", None))]
+    for name, _ in network.named_parameters():
+        if not any(not module or name.startswith(f"{module}.") for module in drawing):
+            raise ValueError(
+                f"training from scratch needs new weights for every parameter, but nothing around {name!r} has a "
+                "reset_parameters(); give its module one, or use training@finetune=finetune"
+            )
+    devices = {parameter.device for parameter in network.parameters()}
+    assert len(devices) <= 1
+    with isolated_rng(seed, next(iter(devices), None)), torch.no_grad():
+        for _, module in reversed(modules):  # what is inside comes after what it is in
+            if callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()
+
+
 def train(
     network: nn.Module,
     split: Split,
@@ -105,8 +139,8 @@ def train(
     teacher = teacher if recipe.distill_weight > 0 else None
     with (
         isolated_rng(seed, device),
-        _mode(network, training=True),
-        _mode(teacher, training=False),
+        in_mode(network, training=True),
+        in_mode(teacher, training=False),
         _fastest_format(network, split, device) as memory_format,
     ):
         _run(network, split, recipe, device, seed, teacher, checkpoint, progress, memory_format)
@@ -129,7 +163,7 @@ def _run(
     optimizer = _optimizer(network, recipe)
     state = _State(network, optimizer, generator, device, _identity(network, split, recipe, seed))
     first_epoch = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
-    steps_per_epoch = _num_batches(split.num_images, recipe.batch_size)
+    steps_per_epoch = num_batches(split.num_images, recipe.batch_size)
     autocast_dtype = torch.bfloat16 if resolve_precision(recipe.precision, device) == "bfloat16" else None
     bar = tqdm(
         desc=progress,
@@ -197,7 +231,7 @@ def measure(network: nn.Module, split: Split, *, device: torch.device, batch_siz
     correct = correct5 = num_images = 0
     total_loss = 0.0
     finite = True
-    with _mode(network, training=False), torch.inference_mode():
+    with in_mode(network, training=False), torch.inference_mode():
         for images, labels in split.batches(batch_size):
             logits = network(images.to(device)).float()  # [B, num_classes]
             labels = labels.to(device)
@@ -267,7 +301,7 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     )
 
 
-def _num_batches(num_images: int, batch_size: int) -> int:
+def num_batches(num_images: int, batch_size: int) -> int:
     """As many as `Split.training_batches` gives."""
     whole, rest = divmod(num_images, batch_size)
     return whole + (rest > 1 or whole == 0)
@@ -340,7 +374,7 @@ class _State:
 
 
 @contextmanager
-def _mode(network: nn.Module | None, *, training: bool) -> Iterator[None]:
+def in_mode(network: nn.Module | None, *, training: bool) -> Iterator[None]:
     """Train or eval mode inside, every module's own mode again after."""
     if network is None:
         yield
@@ -356,20 +390,28 @@ def _mode(network: nn.Module | None, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def _fastest_format(network: nn.Module, split: Split, device: torch.device) -> Iterator[torch.memory_format]:
-    """On `device` and in the memory format that convolutions are fastest with; contiguous again after.
-
-    That is channels-last, unless the network fails on it: ``x.view(len(x), -1)`` after a convolution does.
-    """
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ((image, _),) = split.select(torch.tensor([0]), split.name).batches(1)
-    try:
-        with _mode(network, training=False), torch.no_grad():
-            network(image.repeat(2, 1, 1, 1).to(device, memory_format=torch.channels_last))
-        memory_format = torch.channels_last
-    except RuntimeError:
-        memory_format = torch.contiguous_format
-        network.to(memory_format=memory_format)
+    """On `device` and in the memory format that convolutions are fastest with; contiguous again after."""
+    is_last = fits_channels_last(network.to(device), split, device)
+    memory_format = torch.channels_last if is_last else torch.contiguous_format
+    network.to(memory_format=memory_format)
     try:
         yield memory_format
     finally:
         network.to(memory_format=torch.contiguous_format)
+
+
+def fits_channels_last(network: nn.Module, split: Split, device: torch.device) -> bool:
+    """Whether `network`, on `device`, runs in the format that convolutions are fastest with.
+
+    It is contiguous after. Networks with ``x.view(len(x), -1)`` after a convolution fail on channels-last images.
+    """
+    network.to(memory_format=torch.channels_last)
+    ((image, _),) = split.select(torch.tensor([0]), split.name).batches(1)
+    try:
+        with in_mode(network, training=False), torch.no_grad():
+            network(image.repeat(2, 1, 1, 1).to(device, memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    finally:
+        network.to(memory_format=torch.contiguous_format)
+    return True

@@ -60,7 +60,7 @@ def compress(
     config = compose_config([*options, "model=given", "run_name=compress", *overrides])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(folder) if folder is not None else Path(scratch) / "run"
-        with RunFolder(path, config, ignore=job.IRRELEVANT) as run_folder:
+        with RunFolder(path, config, ignore=job.irrelevant(config)) as run_folder:
             given = {"train": train, "test": test, "search": search, "seed": config["seed"]}
             splits = make(config["dataset"]["build"], given, place="dataset.build")
             parts = assemble(config, splits=splits, model=copy.deepcopy(model).eval(), once=run_folder.once)

@@ -94,6 +94,8 @@ def assemble(
     thorough = {**available, "calibration": final_calibration}
     final_recovery = make(config["finalist"]["recover"], thorough, place="finalist.recover")
     available["evaluator"] = make(config["evaluator"], {**available, "recovery": recovery}, place="evaluator")
+    if takes(config["searcher"], "supernet", place="searcher"):
+        available["supernet"] = make(config["supernet"], available, place="supernet")
     finetune = make(config["finetune"], available, place="finetune")
     workbench = make(
         config["workbench"], {**available, "recovery": final_recovery, "recipe": finetune}, place="workbench"
@@ -127,10 +129,14 @@ def traced_space(
     Where channel counts are to be what the runtime prefers, that is measured first. Raises ValueError for a network
     without anything to prune.
     """
+    own: dict[str, Any] = {}
+    if config["space"].get("skip_blocks", False) is None:
+        # Skipping a block is a choice only where the searcher makes it.
+        own["skip_blocks"] = takes(config["searcher"], "supernet", place="searcher")
 
     def traced(settings: Mapping[str, Any]) -> SearchSpace:
         space: SearchSpace = make({**config["space"], **settings}, available, place="space")
-        if not space.groups:
+        if not space.groups and not space.blocks:
             raise ValueError(
                 f"a network must have channels to prune, but {config['model']['name']} has none: see inspect"
             )
@@ -138,19 +144,19 @@ def traced_space(
 
     alignment = config["alignment"]
     if alignment["divisor"] is None:
-        return traced({}), {}
+        return traced(own), own
     if not takes(config["space"], "divisor", place="space"):
         raise ValueError("alignment=measured must have channels to align, but this space removes none; alignment=none")
 
     def measure() -> dict[str, Any]:
         found: dict[str, Any] = make(
-            alignment["divisor"], {**available, "space": traced({"divisor": 1})}, place="alignment.divisor"
+            alignment["divisor"], {**available, "space": traced({**own, "divisor": 1})}, place="alignment.divisor"
         )
         return found
 
     preferred, configured = once("alignment", measure)["divisor"], config["space"]["divisor"]
     # The runtime's steps, but none finer than those configured.
-    aligned = {"divisor": math.lcm(preferred, configured), "min_choices": alignment["min_choices"]}
+    aligned = {**own, "divisor": math.lcm(preferred, configured), "min_choices": alignment["min_choices"]}
     _logger.info(
         "channel counts are multiples of %d: the runtime prefers %d, space.divisor is %d; alignment=none for it alone",
         aligned["divisor"],

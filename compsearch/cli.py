@@ -64,7 +64,7 @@ def _run(command: str) -> None:
             if command == "inspect":
                 print(job.inspect(values))
             elif command == "latency":
-                print(report_latency(values, Path(settings.runtime.output_dir), ignore=job.IRRELEVANT))
+                print(report_latency(values, Path(settings.runtime.output_dir), ignore=job.irrelevant(values)))
             else:
                 is_sweep = settings.mode == RunMode.MULTIRUN
                 job.run(values, Path(settings.runtime.output_dir), reuse=is_sweep)

@@ -46,7 +46,7 @@ from compsearch.trial import Trial
 
 _logger = logging.getLogger(__name__)
 
-#: Settings that no result depends on: a run may be resumed with others.
+#: Settings that no result of any searcher depends on: a run may be resumed with others.
 IRRELEVANT = (
     "device",
     "cache_dir",
@@ -61,6 +61,12 @@ TIMED_FILE = "latency.csv"
 FINETUNE_CHECKPOINT = "finetune.pt"
 
 
+def irrelevant(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings, dotted keys, that no result of `config` depends on: `IRRELEVANT`, and what its searcher ignores."""
+    has_supernet = takes(config["searcher"], "supernet", place="searcher")
+    return IRRELEVANT if has_supernet else (*IRRELEVANT, "supernet")
+
+
 def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summary:
     """Does, or goes on with, or only reports, the run of `config` in the folder `path`.
 
@@ -69,13 +75,13 @@ def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summar
 
     Raises ValueError for what a user can mend, `runner.Interrupted` on Ctrl-C during the search.
     """
-    with RunFolder(path, config, ignore=IRRELEVANT) as folder:
+    with RunFolder(path, config, ignore=irrelevant(config)) as folder:
         summary = _finished(folder)
         if summary is None:
             if config["stages"] is None:
                 summary = _searched(config, folder, reuse=reuse)
             else:
-                summary = run_stages(config, folder, _searched, ignore=IRRELEVANT)
+                summary = run_stages(config, folder, _searched, ignore=irrelevant(config))
         else:
             _logger.info("%s is finished; delete it to run it again", path)
         print(f"\n{summary_table(summary)}\n\n{_files(folder.path)}")
@@ -110,7 +116,7 @@ def _learned(config: Mapping[str, Any], folder: RunFolder, reuse: bool) -> dict[
         return {}
 
     def look() -> dict[str, Any]:
-        return learned_beside(folder.path, config, ignore=IRRELEVANT) if reuse else {}
+        return learned_beside(folder.path, config, ignore=irrelevant(config)) if reuse else {}
 
     learned = folder.once("learned", look)
     if learned:

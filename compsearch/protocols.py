@@ -90,8 +90,11 @@ class Supernet(Protocol):
     epochs: int
     steps_per_epoch: int
 
-    def train(self, path: IntArray) -> float:
-        """One step of the weights on `path`, which alone move, on the next batch; the loss."""
+    def train(self, paths: IntArray) -> FloatArray:
+        """One step of the weights per path of `paths` [num_steps, num_choices], each on the next batch; the losses.
+
+        Only the weights of the step's own path move. A loss that is not finite ends it: NaN stands for the rest.
+        """
         ...
 
     def gates(self, path: IntArray, wanted: BoolArray) -> tuple[float, FloatArray]:

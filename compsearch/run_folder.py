@@ -165,8 +165,12 @@ class RunFolder:
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Collection[str]) -> list[str]:
-    """How two configs differ, "key=old value (now new value)" each; `ignore` names dotted keys that may."""
+    """How two configs differ, "key=old value (now new value)" each; `ignore` names dotted keys that may.
+
+    A setting that `old` does not know (it is newer) and `new` leaves null makes no difference.
+    """
     flat_old, flat_new = _flatten(old), _flatten(new)
+    flat_new = {key: value for key, value in flat_new.items() if value is not None or key in flat_old}
     return [
         f"{key}={_shown(flat_old, key)} (now {_shown(flat_new, key)})"
         for key in dict.fromkeys([*flat_old, *flat_new])

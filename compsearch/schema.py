@@ -68,6 +68,7 @@ class Config:
     """One run."""
 
     searcher: Any = MISSING
+    supernet: Any = MISSING
     model: ModelConfig = field(default_factory=ModelConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)

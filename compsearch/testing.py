@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +24,11 @@ import numpy as np
 import torch
 
 from compsearch.budget import Budget, budget_from_ratio, largest_within
+from compsearch.candidates import Candidates, candidates_of
 from compsearch.collaborators import collaborate
 from compsearch.importance import LayerImportance
 from compsearch.protocols import CostModel, Evaluator, Searcher
-from compsearch.space import FloatArray, Group, IntArray, Layer, Policy, SearchSpace
+from compsearch.space import BoolArray, FloatArray, Group, IntArray, Layer, Policy, SearchSpace
 from compsearch.trial import Measurement, Trial, best_trial
 
 
@@ -109,6 +111,17 @@ class ToyCost:
             total += dense * kept_in * kept_out
         return np.round(total)  # whole operations: ratios of whole numbers multiply back to within rounding
 
+    def expected(self, candidates: Candidates, probabilities: torch.Tensor) -> torch.Tensor:
+        """The mean cost of networks drawn choice by choice; no layer here reads and writes the same group."""
+        values = torch.from_numpy(candidates.values).to(probabilities)
+        ratios = (probabilities * values).sum(1) / torch.from_numpy(self.space.sizes)
+        total = torch.zeros(()).to(probabilities)
+        for dense, source, target in self._layers:
+            kept_in = 1.0 if source is None else ratios[source]
+            kept_out = 1.0 if target is None else ratios[target]
+            total = total + dense * kept_in * kept_out
+        return total
+
 
 class ToyEvaluator:
     """Accuracy in closed form: 0.95 - Σ_g s_g·(1 - keep_ratio_g)², concave, with a sensitivity s_g per group.
@@ -130,6 +143,81 @@ class ToyEvaluator:
         # Summed row by row: a matrix product rounds differently with the number of policies asked for at once.
         accuracies = 0.95 - ((1 - ratios) ** 2 * self.sensitivities).sum(axis=1)
         return [Measurement("search", 1000, float(a), (1 + float(a)) / 2, 1 - float(a)) for a in accuracies]
+
+
+class ToySupernet:
+    """A supernet in closed form: loss Σ_g s_g·(1 - keep_ratio_g)² with `ToyEvaluator`'s sensitivities, and noise.
+
+    Its weights are one number that trains towards zero and is added to every loss. `diverges_at` is the epoch in which
+    losses are NaN, unless the learning rate was lowered before.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        seed: int = 0,
+        warmup_epochs: int = 2,
+        epochs: int = 8,
+        steps_per_epoch: int = 20,
+        diverges_at: int | None = None,
+    ) -> None:
+        self.candidates = candidates_of(space, [1.0, 0.75, 0.5, 0.25])
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.steps_per_epoch = steps_per_epoch
+        self.diverges_at = diverges_at
+        self.lr = 0.1
+        self.weight = 1.0
+        self.num_steps = 0
+        self._sensitivities = ToyEvaluator(space).sensitivities
+        self._rng = np.random.default_rng(seed)
+
+    def train(self, paths: IntArray) -> FloatArray:
+        losses = []
+        for path in paths:
+            losses.append(float(self._losses(path[None])[0]) + self.weight)
+            self.weight *= 1 - self.lr
+            self.num_steps += 1
+        is_diverging = (self.num_steps - 1) // self.steps_per_epoch == self.diverges_at and self.lr == 0.1
+        return np.array(losses) * (np.nan if is_diverging else 1.0)
+
+    def gates(self, path: IntArray, wanted: BoolArray) -> tuple[float, FloatArray]:
+        ratios = self.ratios
+        lost = 1 - ratios[np.arange(len(ratios)), path]
+        gradient = -2 * (self._sensitivities * lost)[:, None] * ratios
+        noisy = gradient + 0.01 * self._rng.standard_normal(gradient.shape)
+        return float(self._losses(path[None])[0]), np.where(wanted, noisy, 0.0)
+
+    def accuracies(self, paths: IntArray) -> FloatArray:
+        return 0.95 - self._losses(paths) + 0.002 * self._rng.standard_normal(len(paths))
+
+    def slow_down(self) -> None:
+        self.lr /= 2
+
+    @property
+    def ratios(self) -> FloatArray:
+        """The keep_ratio of every candidate, [num_groups, most candidates]."""
+        ratios: FloatArray = self.candidates.values / self.candidates.space.sizes[:, None]
+        return ratios
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "weight": self.weight,
+            "lr": self.lr,
+            "num_steps": self.num_steps,
+            "rng": copy.deepcopy(self._rng.bit_generator.state),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weight, self.lr, self.num_steps = state["weight"], state["lr"], state["num_steps"]
+        self._rng.bit_generator.state = state["rng"]
+
+    def _losses(self, paths: IntArray) -> FloatArray:
+        ratios = self.ratios
+        kept = ratios[np.arange(len(ratios)), paths]
+        losses: FloatArray = np.array([float((self._sensitivities * (1 - row) ** 2).sum()) for row in kept])
+        return losses
 
 
 class FailingEvaluator:
@@ -210,7 +298,7 @@ class SearcherContract:
     def searcher(self, **changes: Any) -> Searcher:
         """A new searcher on the toy problem; `changes` replace collaborators."""
         make = type(self).make
-        return make(**collaborate(make, collaborators() | changes))
+        return make(**_taken(make, collaborators() | changes))
 
     def test_runs_num_steps_and_returns_trials(self) -> None:
         searcher = self.searcher()
@@ -321,7 +409,7 @@ class SearcherContract:
         if self.not_compared:
             _skip(self.not_compared)
         make = type(self).make_compared or type(self).make
-        runs = [_run(make(**collaborate(make, collaborators(seed=seed)))) for seed in range(self.num_compared_seeds)]
+        runs = [_run(make(**_taken(make, collaborators(seed=seed)))) for seed in range(self.num_compared_seeds)]
         given = collaborators()
         problem = {key: given[key] for key in ("space", "evaluator", "cost_model", "budget")}
         num_trials = max(map(len, runs))
@@ -335,8 +423,15 @@ class SearcherContract:
         assert mean > 0, f"random search with as many trials must be beaten, but the mean gain is {mean:.4f}: {gains}"
 
     def _needs_chance(self) -> None:
-        if "seed" not in collaborate(type(self).make, collaborators()):
+        if "seed" not in _taken(type(self).make, collaborators()):
             _skip("this searcher takes no seed: it is deterministic")
+
+
+def _taken(make: Callable[..., Searcher], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What `make` names of `given`, and a supernet where it names one."""
+    if "supernet" in inspect.signature(make).parameters:
+        given = {"supernet": ToySupernet(given["space"], seed=given["seed"])} | dict(given)
+    return collaborate(make, given)
 
 
 def same_state(a: Any, b: Any) -> bool:

@@ -1,0 +1,86 @@
+"""From probabilities to one network within a budget: the most probable one, made to fit and to use what there is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from compsearch.budget import Budget
+from compsearch.candidates import Candidates
+from compsearch.protocols import CostModel
+from compsearch.space import BoolArray, FloatArray, IntArray
+
+
+def within(
+    path: IntArray,
+    log_probabilities: FloatArray,
+    *,
+    candidates: Candidates,
+    cost_model: CostModel,
+    budget: Budget | None,
+    fill: bool,
+) -> IntArray:
+    """The path [num_choices] that `path` becomes when it must be within `budget`; `path` itself without one.
+
+    While it is over, the choice changes that gives up least log-probability per unit of cost saved. Then, with `fill`,
+    changes that make it dearer are taken by the same rule as long as the budget allows them, so that a network does not
+    stay small for want of training; without, only those that make it more probable. Raises ValueError when even the
+    cheapest candidates are over the budget.
+    """
+    if budget is None:
+        return path
+    path = path.copy()
+    cost = float(cost_model.costs(candidates.choices(path[None]))[0])
+    while not budget.allows(cost):
+        costs = _changed_costs(path, candidates, cost_model)
+        found = _best_change(path, log_probabilities, costs < cost, cost - costs)
+        if found is None:
+            raise ValueError(
+                f"the budget must reach what the smallest candidates cost, {cost:.6g} {cost_model.resource}, but got "
+                f"limit={budget.limit:.6g}; raise it, or add smaller candidate widths"
+            )
+        choice, candidate = found
+        path[choice], cost = candidate, float(costs[choice, candidate])
+    while True:
+        costs = _changed_costs(path, candidates, cost_model)
+        allowed = costs <= budget.limit
+        if fill:
+            found = _best_change(path, log_probabilities, allowed & (costs > cost), costs - cost)
+        else:
+            gained = log_probabilities - _current(path, log_probabilities) > 0
+            found = _best_change(path, log_probabilities, allowed & gained, np.ones_like(costs))
+        if found is None:
+            return path
+        choice, candidate = found
+        path[choice], cost = candidate, float(costs[choice, candidate])
+
+
+def _changed_costs(path: IntArray, candidates: Candidates, cost_model: CostModel) -> FloatArray:
+    """What the network costs with one choice changed, [num_choices, most candidates]; NaN where there is none."""
+    rows, columns = candidates.is_one.nonzero()
+    changed = np.repeat(path[None], len(rows), axis=0)
+    changed[np.arange(len(rows)), rows] = columns
+    costs = np.full(candidates.values.shape, np.nan)
+    costs[rows, columns] = cost_model.costs(candidates.choices(changed))
+    return costs
+
+
+def _current(path: IntArray, log_probabilities: FloatArray) -> FloatArray:
+    """The log-probability of each choice's candidate on `path`, [num_choices, 1]."""
+    current: FloatArray = np.take_along_axis(log_probabilities, path[:, None], axis=1)
+    return current
+
+
+def _best_change(
+    path: IntArray, log_probabilities: FloatArray, allowed: BoolArray, amounts: FloatArray
+) -> tuple[int, int] | None:
+    """The allowed change that gives up least log-probability per amount, as choice and candidate; None if none is."""
+    given_up = _current(path, log_probabilities) - np.where(allowed, log_probabilities, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # What costs nothing comes first, and of that the most.
+        prices = np.where(given_up > 0, given_up / amounts, given_up * amounts)
+    prices = np.where(allowed, prices, np.inf)
+    best = int(prices.argmin())
+    if not np.isfinite(prices.flat[best]):
+        return None
+    choice, candidate = divmod(best, prices.shape[1])
+    return choice, candidate
