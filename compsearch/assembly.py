@@ -73,6 +73,11 @@ def assemble(
     available["latency"] = make(config["latency"], available, place="latency")
     space, aligned = traced_space(config, available, once)
     available["surgery"].check(space)
+    if not space.groups and not offers(config["searcher"], "chooses_operations", place="searcher"):
+        name = config["searcher"]["_target_"].rsplit(".", 1)[-1]
+        raise ValueError(
+            f"{name} chooses channels, but this space has operations only; use searcher=proxylessnas, random or uniform"
+        )
     available["space"] = space
     if any(takes(node, "inventory", place=f"cost_models.{name}") for name, node in config["cost_models"].items()):
         # Taking one runs as many networks as there are groups, so only where a cost model asks for it.

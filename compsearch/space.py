@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -326,6 +327,20 @@ class SearchSpace:
             upper = min((count for count in group.counts if count >= units), default=group.counts[-1])
             counts.append(upper if upper > lower and units - lower > threshold * (upper - lower) else lower)
         return np.array(counts, dtype=np.int64)
+
+    def staggered_operations(self, wanted: FloatArray) -> IntArray:
+        """The operation of each block just cheaper or just dearer than `wanted`, both [num_blocks], as indices.
+
+        `wanted` goes from 0, the last operation, to 1, the dense network's. Blocks change one after the other, as
+        groups do in `staggered_counts`.
+        """
+        indices = []
+        for number, (block, part) in enumerate(zip(self.blocks, wanted.tolist(), strict=True)):
+            place = (1 - part) * (len(block.operations) - 1)
+            dearer = math.floor(place)
+            threshold = (number + 1) * _GOLDEN % 1.0
+            indices.append(dearer + (place - dearer > threshold))
+        return np.array(indices, dtype=np.int64)
 
     @functools.cached_property
     def _nearest(self) -> tuple[IntArray, IntArray]:

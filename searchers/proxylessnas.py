@@ -42,6 +42,9 @@ class ProxylessNAS:
     a failed trial.
     """
 
+    #: It can search spaces without groups, too.
+    chooses_operations = True
+
     def __init__(
         self,
         *,

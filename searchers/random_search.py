@@ -25,7 +25,13 @@ class RandomSearch:
     Each group draws u from U(0, 1); its keep_ratio is u^p, with one exponent p for all groups, the smallest with which
     the rounded policy meets the budget. Any budget can be met so, none is left unused but for the rounding, and the
     keep_ratios spread without piling up at the ends. Without a budget p is 1.
+
+    Where there are no groups, each block draws the same, and has the operation at u^p of the way from its last one to
+    the dense network's. Beside groups, blocks are left alone.
     """
+
+    #: It can search spaces without groups, too.
+    chooses_operations = True
 
     def __init__(
         self,
@@ -50,17 +56,21 @@ class RandomSearch:
 
     def step(self) -> list[Trial]:
         """Draws, scores and returns one policy."""
-        policy = self.space.select(self.draw(), self.importance)
+        choices, num_groups = self.draw(), len(self.space.groups)
+        policy = self.space.select(choices[:num_groups], self.importance, choices[num_groups:])
         return score([policy], space=self.space, evaluator=self.evaluator, cost_model=self.cost_model)
 
     def draw(self) -> IntArray:
-        """Units to keep per group, [num_groups]."""
-        u = self.rng.random(len(self.space.groups))
+        """Units to keep per group and the operation of each block, [num_groups + num_blocks]."""
+        space = self.space
+        u = self.rng.random(len(space.groups) or len(space.blocks))
 
         def path(t: float) -> IntArray:  # from p = infinity, the smallest policy, to p = 0, the dense one
             ratios = u ** ((1 - t) / t) if t > 0 else np.zeros_like(u)
-            counts = [self.space.nearest_count(index, ratio) for index, ratio in enumerate(ratios)]
-            return np.array(counts, dtype=np.int64)
+            if not space.groups:
+                return space.staggered_operations(ratios)
+            counts = [space.nearest_count(index, ratio) for index, ratio in enumerate(ratios)]
+            return np.array([*counts, *[0] * len(space.blocks)], dtype=np.int64)
 
         return path(0.5) if self.budget is None else largest_within(self.budget, path, cost_model=self.cost_model)
 

@@ -24,6 +24,8 @@ class Uniform:
     """
 
     num_steps = 1
+    #: It can search spaces without groups, too.
+    chooses_operations = True
 
     def __init__(
         self,
@@ -60,10 +62,19 @@ class Uniform:
         return score(policies, space=self.space, evaluator=self.evaluator, cost_model=self.cost_model)
 
     def _policy(self, budget: Budget | None) -> Policy:
-        counts = largest_within(budget, lambda ratio: uniform_counts(self.space, ratio), cost_model=self.cost_model)
-        return self.space.select(counts, self.importance)
+        choices = largest_within(budget, lambda ratio: uniform_choices(self.space, ratio), cost_model=self.cost_model)
+        num_groups = len(self.space.groups)
+        return self.space.select(choices[:num_groups], self.importance, choices[num_groups:])
 
 
-def uniform_counts(space: SearchSpace, keep_ratio: float) -> IntArray:
-    """The allowed count of each group just below or just above one `keep_ratio`, [num_groups]."""
-    return space.staggered_counts(keep_ratio * space.sizes.astype(np.float64))
+def uniform_choices(space: SearchSpace, keep_ratio: float) -> IntArray:
+    """The allowed count of each group just below or just above one `keep_ratio`, [num_groups + num_blocks].
+
+    Blocks keep the dense network's operation. Where there are no groups, all have the operation at `keep_ratio` of the
+    way from the last one to the dense network's, or the one next to it.
+    """
+    counts = space.staggered_counts(keep_ratio * space.sizes.astype(np.float64))
+    operations = np.zeros(len(space.blocks), dtype=np.int64)
+    if not space.groups:
+        operations = space.staggered_operations(np.full(len(space.blocks), keep_ratio))
+    return np.concatenate([counts, operations])

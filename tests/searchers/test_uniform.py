@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 
@@ -6,9 +7,9 @@ import pytest
 
 from compsearch.budget import Budget
 from compsearch.collaborators import collaborate
-from compsearch.space import SearchSpace
+from compsearch.space import Block, Operation, SearchSpace
 from compsearch.testing import SearcherContract, ToyCost, collaborators, toy_space
-from searchers.uniform import Uniform, uniform_counts
+from searchers.uniform import Uniform, uniform_choices
 
 
 class TestUniform(SearcherContract):
@@ -22,7 +23,7 @@ def make(**changes: object) -> Uniform:
 
 def every_uniform_policy(space: SearchSpace) -> list[np.ndarray]:
     """By brute force: the distinct counts on a fine grid of ratios, ascending."""
-    policies = {tuple(uniform_counts(space, ratio)): None for ratio in np.linspace(0.0, 1.0, 4001)}
+    policies = {tuple(uniform_choices(space, ratio)): None for ratio in np.linspace(0.0, 1.0, 4001)}
     return [np.array(policy) for policy in policies]
 
 
@@ -43,7 +44,7 @@ def test_larger_ratios_never_remove_more() -> None:
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.61])
 def test_every_group_is_within_one_rounding_step_of_the_ratio(ratio: float) -> None:
     space = toy_space()
-    for group, count in zip(space.groups, uniform_counts(space, ratio), strict=True):
+    for group, count in zip(space.groups, uniform_choices(space, ratio), strict=True):
         assert abs(count - ratio * group.size) < group.counts[1] - group.counts[0]
 
 
@@ -55,7 +56,7 @@ def test_little_of_the_budget_stays_unused() -> None:
 def test_a_budget_met_exactly_is_met() -> None:
     space = toy_space()
     cost_model = ToyCost(space)
-    counts = uniform_counts(space, 0.5)
+    counts = uniform_choices(space, 0.5)
     [cost] = cost_model.costs(counts[None])
     searcher = make(budget=Budget("macs", float(cost), 2 * float(cost)))
     assert np.array_equal(searcher.counts, counts)
@@ -68,3 +69,22 @@ def test_without_a_budget_nothing_is_removed() -> None:
 def test_a_budget_below_the_smallest_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="the budget must reach what the smallest policy costs"):
         make(budget=Budget("macs", 10.0, 1e6))
+
+
+def test_where_there_are_no_groups_all_blocks_have_neighbouring_operations() -> None:
+    operations = tuple(Operation(name) for name in ("k7", "k5", "k3", "zero"))
+    blocks = tuple(Block(str(index), operations) for index in range(9))
+    space = dataclasses.replace(toy_space(), groups=(), blocks=blocks)
+    assert (uniform_choices(space, 1.0) == 0).all()
+    assert (uniform_choices(space, 0.0) == 3).all()
+    previous = uniform_choices(space, 0.0)
+    for ratio in np.linspace(0.0, 1.0, 500):
+        choices = uniform_choices(space, float(ratio))
+        assert choices.max() - choices.min() <= 1
+        assert (choices <= previous).all()
+        previous = choices
+
+
+def test_blocks_beside_groups_are_left_alone() -> None:
+    space = dataclasses.replace(toy_space(), blocks=(Block("a", (Operation("keep"), Operation("zero"))),))
+    assert uniform_choices(space, 0.1)[-1] == 0
