@@ -1,13 +1,46 @@
-"""From probabilities to one network within a budget: the most probable one, made to fit and to use what there is."""
+"""From probabilities to one network within a budget, which it uses as far as it can.
+
+Widths are numbers, so a network is derived from their means: the expected cost of a layer is that of its expected
+widths. Operations are not, so there the most probable ones are taken, and changed where that gives up least.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from compsearch.budget import Budget
+from compsearch.budget import Budget, largest_within
 from compsearch.candidates import Candidates
 from compsearch.protocols import CostModel
-from compsearch.space import BoolArray, FloatArray, IntArray
+from compsearch.space import BoolArray, FloatArray, IntArray, SearchSpace
+
+
+def scaled(
+    counts: FloatArray,
+    kept: FloatArray,
+    *,
+    space: SearchSpace,
+    cost_model: CostModel,
+    budget: Budget | None,
+    fill: bool,
+) -> IntArray:
+    """The choices [num_groups + num_blocks] nearest to `counts` [num_groups], scaled so that they are within `budget`.
+
+    `kept` [num_blocks] are the probabilities that blocks are not skipped. All groups go towards their fewest units
+    together, or with `fill` towards all of them where the budget allows more, each to an allowed count; a block is kept
+    from a probability of a half on, of less where there is room and of more where there is not. Without a budget
+    nothing is scaled. Raises ValueError when even the smallest network is over the budget.
+    """
+    smallest, dense = space.min_counts.astype(np.float64), space.sizes.astype(np.float64)
+
+    def path(t: float) -> IntArray:  # the smallest network at 0, what is wanted at a half, the dense one at 1
+        start, end, part = (smallest, counts, 2 * t) if t <= 0.5 else (counts, dense, 2 * t - 1)
+        kept_counts = space.staggered_counts(start + part * (end - start))
+        return np.concatenate([kept_counts, (kept < 1 - t).astype(np.int64)])
+
+    wanted = path(0.5)
+    if budget is None or (not fill and budget.allows(float(cost_model.costs(wanted[None])[0]))):
+        return wanted
+    return largest_within(budget, path, cost_model=cost_model)
 
 
 def within(

@@ -26,7 +26,7 @@ from compsearch.space import FloatArray, IntArray, Policy, SearchSpace
 from compsearch.trial import Genome, Measurement, Trial, scored_trial
 from searchers.architecture import Architecture, ArchitectureOptions, log_probability
 from searchers.cost_loss import CostLoss
-from searchers.derivation import within
+from searchers.derivation import scaled, within
 
 ESTIMATORS = ("full", "two_path", "reinforce")
 
@@ -36,10 +36,10 @@ _logger = logging.getLogger(__name__)
 class ProxylessNAS:
     """One step, an epoch of the supernet's training and the network derived after it; then samples, a few per step.
 
-    The network derived is the most probable one within the budget. Its trial's genome holds the probabilities
-    (`compsearch.paths.PathState`); `num_samples` networks drawn from the final probabilities, and made to fit, end the
-    search, without a genome. An epoch whose loss is not finite is undone, its learning rate halved, and is recorded as
-    a failed trial.
+    The network derived has the mean widths, or the most probable operations, made to fit the budget. Its trial's genome
+    holds the probabilities (`compsearch.paths.PathState`); `num_samples` networks drawn from the final ones, and made
+    to fit, end the search, without a genome. An epoch whose loss is not finite is undone, its learning rate halved, and
+    is recorded as a failed trial.
     """
 
     #: It can search spaces without groups, too.
@@ -200,20 +200,24 @@ class ProxylessNAS:
         num = min(self.samples_per_step, self.num_samples - self.num_drawn)
         self.num_drawn += num
         paths = self.architecture.sample(num, self.rng)
-        return self._score([self._fitted(path) for path in paths], [{}] * num)
+        is_on = paths[:, :, None] == np.arange(self.candidates.values.shape[1])
+        return self._score([self._fitted(one.astype(np.float64), path) for one, path in zip(is_on, paths, strict=True)])
 
     def _derived(self) -> Policy:
-        return self._fitted(self.architecture.log_probabilities.argmax(axis=1))
+        log_probabilities = self.architecture.log_probabilities
+        return self._fitted(np.exp(log_probabilities), log_probabilities.argmax(axis=1))
 
-    def _fitted(self, path: IntArray) -> Policy:
-        fitted = within(
-            path,
-            self.architecture.log_probabilities,
-            candidates=self.candidates,
-            cost_model=self.cost_model,
-            budget=self.budget,
-            fill=self.fill_budget,
-        )
+    def _fitted(self, probabilities: FloatArray, path: IntArray) -> Policy:
+        """Within the budget: the mean widths of `probabilities` scaled, or operations like those of `path`."""
+        num_groups = len(self.space.groups)
+        given: dict[str, Any] = {"cost_model": self.cost_model, "budget": self.budget}
+        if num_groups:
+            counts = (probabilities * self.candidates.values)[:num_groups].sum(axis=1)
+            kept = probabilities[num_groups:, 0]
+            choices = scaled(counts, kept, space=self.space, fill=self.fill_budget, **given)
+            return self.space.select(choices[:num_groups], self.importance, choices[num_groups:])
+        logs = self.architecture.log_probabilities
+        fitted = within(path, logs, candidates=self.candidates, fill=self.fill_budget, **given)
         return self.candidates.policy(fitted, self.importance)
 
     def _state_now(self, train_loss: float) -> PathState:
@@ -228,7 +232,7 @@ class ProxylessNAS:
             probabilities={name: dict(zip(labels, row, strict=False)) for name, labels, row in named},
         )
 
-    def _score(self, policies: Sequence[Policy], genomes: Sequence[Genome]) -> list[Trial]:
+    def _score(self, policies: Sequence[Policy], genomes: Sequence[Genome] = ()) -> list[Trial]:
         return score(policies, space=self.space, evaluator=self.evaluator, cost_model=self.cost_model, genomes=genomes)
 
     def state_dict(self) -> dict[str, Any]:

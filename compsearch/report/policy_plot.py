@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from compsearch.report.operations import skipped_groups
 from compsearch.report.style import BLACK, BLUE, GREY, new_figure, save, tidy
 from compsearch.space import Policy, SearchSpace
 
@@ -15,7 +16,8 @@ def policy_figure(space: SearchSpace, policy: Policy, *, title: str, reference: 
     """One bar per group, in forward order: kept units in front of all units, with the numbers.
 
     `reference` (the uniform policy, say) is drawn as a line. Groups whose channels several layers share are hatched
-    and say by how many. Raises ValueError when a policy does not belong to `space`.
+    and say by how many; groups within skipped blocks are dashed outlines. Raises ValueError when a policy does not
+    belong to `space`.
     """
     space.check(policy)
     num_groups = len(space.groups)
@@ -32,6 +34,11 @@ def policy_figure(space: SearchSpace, policy: Policy, *, title: str, reference: 
             bar.set_hatch("////")
             bar.set_edgecolor("white")
             bar.set_linewidth(0.0)
+    skipped = skipped_groups(space, policy)
+    for bar, group in zip(bars, space.groups, strict=True):
+        if group.name in skipped:
+            # Whatever it would have kept: nothing of it is there.
+            bar.set(height=1.0, facecolor="white", edgecolor=BLACK, linestyle="--", linewidth=0.9, hatch="")
     if reference is not None:
         space.check(reference)
         edges = np.arange(num_groups + 1) - 0.5
@@ -47,7 +54,8 @@ def policy_figure(space: SearchSpace, policy: Policy, *, title: str, reference: 
     labels = []
     for group, kept in zip(space.groups, space.counts(policy), strict=True):
         tied = f" (+{len(group.producers) - 1} tied)" if group.is_coupled else ""
-        labels.append(f"{group.name}{tied}  {kept}/{group.size}")
+        share = "skipped" if group.name in skipped else f"{kept}/{group.size}"
+        labels.append(f"{group.name}{tied}  {share}")
     axes.set_xticks(depth, labels, rotation=90, fontsize=7)
     axes.set_xlim(-0.7, num_groups - 0.3)
     axes.set_ylim(0.0, 1.0)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from compsearch.assembly import Parts
+from compsearch.paths import PathState
 from compsearch.protocols import CostModel
+from compsearch.report.derived_plot import is_drawable, save_derived
+from compsearch.report.expected_plot import save_expected
 from compsearch.report.family_plot import save_family
 from compsearch.report.genome_plot import save_genome
 from compsearch.report.kept_plot import save_kept
@@ -17,6 +20,7 @@ from compsearch.report.latency_pareto import LatencyPoint, save_latency_pareto
 from compsearch.report.latency_plot import save_latency
 from compsearch.report.neighbours import finished_beside
 from compsearch.report.pareto import Point, save_pareto
+from compsearch.report.paths_plot import path_history, save_paths
 from compsearch.report.policy_plot import save_policy
 from compsearch.report.search_plot import save_search
 from compsearch.report.timed import Spread, Timed
@@ -33,6 +37,9 @@ PLOT_FILES = (
     "family.png",
     "kept.png",
     "genome.png",
+    "paths.png",
+    "expected.png",
+    "derived.png",
 )
 
 
@@ -72,7 +79,11 @@ def draw_run(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn) 
         ),
     )
     _draw_latency(path, config, parts, drawn, title)
-    save_policy(path / "policy.png", parts.space, policy, title=title, reference=baseline.policy if baseline else None)
+    if parts.space.groups:
+        reference = baseline.policy if baseline else None
+        save_policy(path / "policy.png", parts.space, policy, title=title, reference=reference)
+    if is_drawable(parts.space):
+        save_derived(path / "derived.png", parts.space, policy, title=title)
     objective = _objective_of(baseline, drawn.chosen) if baseline and parts.budget else None
     save_search(
         path / "search.png",
@@ -83,7 +94,18 @@ def draw_run(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn) 
         references={} if objective is None else {"uniform": objective},
         population_size=getattr(parts.searcher, "population_size", None),
     )
-    if drawn.chosen.genome:
+    history = path_history(drawn.trials)
+    if history:
+        save_paths(path / "paths.png", parts.space, history, title=title)
+        save_expected(
+            path / "expected.png",
+            history,
+            resource=resource,
+            budget=parts.budget,
+            title=title,
+            latencies=_spreads(drawn.timed),
+        )
+    if drawn.chosen.genome and PathState.from_genome(drawn.chosen.genome) is None:
         save_genome(path / "genome.png", drawn.chosen.genome, title=title)
     if summary.family:
         others = finished_beside(path, summary)
@@ -92,7 +114,8 @@ def draw_run(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn) 
             f"{budget.cost_ratio:g}": trial.policy for budget, trial in zip(parts.budgets, drawn.family, strict=False)
         }
         policies[f"{parts.budgets[-1].cost_ratio:g}"] = policy
-        save_kept(path / "kept.png", parts.space, policies, title=title)
+        if parts.space.groups:
+            save_kept(path / "kept.png", parts.space, policies, title=title)
 
 
 def _draw_latency(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Drawn, title: str) -> None:
@@ -101,7 +124,7 @@ def _draw_latency(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Dr
     if dense.latency is None:
         return
     device = dense.latency.runtime
-    spreads = {int(row["trial"]): Spread(row["ratio"], row["ratio_p10"], row["ratio_p90"]) for row in drawn.timed}
+    spreads = _spreads(drawn.timed)
     macs = [_ratio(parts, trial, parts.cost_models["macs"]) for trial in drawn.trials]
     model = parts.cost_models.get("latency_ms")
     predicted = [] if model is None else [_ratio(parts, trial, model) for trial in drawn.trials]
@@ -137,6 +160,11 @@ def _draw_latency(path: Path, config: Mapping[str, Any], parts: Parts, drawn: Dr
         split="search",
         recovery=recovery_name(config["recover"]),
     )
+
+
+def _spreads(timed: Sequence[Mapping[str, Any]]) -> dict[int, Spread]:
+    """Measured latencies over the dense one's, by index of the trial."""
+    return {int(row["trial"]): Spread(row["ratio"], row["ratio_p10"], row["ratio_p90"]) for row in timed}
 
 
 def _ratio(parts: Parts, trial: Trial, model: CostModel) -> float:

@@ -42,16 +42,23 @@ SMALL = functools.partial(
 )
 
 
+#: The toy supernet has time for two dozen updates.
+FAST = replace(ARCHITECTURE, lr=0.5)
+
+
 class TestFullGradient(SearcherContract):
     make = staticmethod(SMALL)
+    make_compared = staticmethod(functools.partial(SMALL, architecture=FAST))
 
 
 class TestTwoPath(SearcherContract):
     make = staticmethod(functools.partial(SMALL, estimator="two_path"))
+    make_compared = staticmethod(functools.partial(SMALL, estimator="two_path", architecture=FAST))
 
 
 class TestReinforce(SearcherContract):
     make = staticmethod(functools.partial(SMALL, estimator="reinforce"))
+    make_compared = staticmethod(functools.partial(SMALL, estimator="reinforce", architecture=FAST))
 
 
 def make(**changes: Any) -> ProxylessNAS:
