@@ -19,7 +19,7 @@ from torch import nn
 from backends.labels import Labels
 from backends.surgery import named_tensors
 from backends.tracer import LayerRecord, Tracer
-from compsearch.space import Frozen, Group, IntArray, Layer, SearchSpace, Site
+from compsearch.space import Block, Frozen, Group, IntArray, Layer, SearchSpace, Site
 
 Counts = Callable[[int, int], tuple[int, ...]]
 
@@ -41,6 +41,7 @@ class Draft:
     def __init__(self, module: nn.Module, batch_size: int, labels: Labels, tracer: Tracer, allowed: Counts) -> None:
         self.labels = labels
         self.frozen: list[Frozen] = []
+        self.blocks: tuple[Block, ...] = ()
         self._module = module
         self._tracer = tracer
         self._batch_size = batch_size
@@ -105,6 +106,7 @@ class Draft:
             constant_macs=self._tracer.constant_macs / self._batch_size,
             parameter_sizes=sizes,
             size_sites=tuple(site for site in held if (site.units >= 0).any()),
+            blocks=self.blocks,
         )
 
     def live(self, groups: Collection[DraftGroup]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -117,7 +119,10 @@ class Draft:
     def _fingerprint(self, groups: Collection[DraftGroup]) -> str:
         shapes = [(name, tuple(tensor.shape)) for name, tensor in self._module.named_parameters()]
         choices = [(group.group.name, group.group.size, group.group.counts) for group in groups]
-        return hashlib.sha256(repr((shapes, choices)).encode()).hexdigest()[:16]
+        blocks = [(block.name, [(each.name, each.modules) for each in block.operations]) for block in self.blocks]
+        # A space without blocks has the fingerprint it had before there were any.
+        identity = (shapes, choices, blocks) if blocks else (shapes, choices)
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def _layer(self, record: LayerRecord) -> Layer:
         num_weights = self._weights[record.weight]

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -113,7 +114,11 @@ class NetworkEvaluator:
     def execution(self) -> Execution:
         """How networks are run, checked when first asked for."""
         policy = self._surgery.typical(self._model, self._space, _CHECKED_KEEP_RATIO)
-        network, dense = self.recovered(policy), self._cut(self._space.full_policy())
+        # Of every block it has another operation, where there is one: a plan that holds for both holds for all.
+        counts = [group.counts[-1] for group in self._space.groups]
+        operations = [len(block.operations) - 1 for block in self._space.blocks]
+        other = self._space.select(counts, np.zeros(self._space.num_units), operations)
+        network, dense = self.recovered(policy), self._cut(other)
         dtype = getattr(torch, resolve_precision(self._precision, self._device))
         execution = choose_execution(network, dense, self._images, self._workers, dtype)
         if self._precision == "bfloat16" and execution.dtype != torch.bfloat16:

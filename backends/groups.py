@@ -12,6 +12,7 @@ from backends import forwards
 from backends.draft import Draft
 from backends.forwards import Subject
 from backends.labels import Labels
+from backends.residual_branches import residual_blocks
 from backends.surgery import named_tensors
 from backends.verification import Run, Verifier
 from compsearch.space import SearchSpace, allowed_counts
@@ -26,13 +27,15 @@ def trace(
     min_choices: int = 8,
     freeze: Sequence[str] = (),
     coupled: bool = True,
+    skip_blocks: bool | None = False,
 ) -> SearchSpace:
     """The search space of `model`, found by running it once on `example_input` (a batch, or a tuple of arguments).
 
     `divisor`, `min_keep_ratio` and `min_choices` are as in `compsearch.space.allowed_counts`. `freeze` are fnmatch
     patterns of groups to leave alone, or of layers whose output channels are; ``coupled=False`` leaves alone every
-    group that several layers emit. The model is not changed: copies of it run in eval mode, on shapes alone where its
-    forward allows, else on its values.
+    group that several layers emit; with ``skip_blocks=True``, residual branches whose shortcut computes nothing may be
+    skipped (`backends.residual_branches`). The model is not changed: copies of it run in eval mode, on shapes alone
+    where its forward allows, else on its values.
 
     A group's producers are the convolutions and linear layers that emit its channels, its consumers those that read
     them, both in forward order. A depthwise or grouped convolution passes on what it reads: it is neither producer nor
@@ -60,6 +63,10 @@ def trace(
     for pattern in freeze:
         _freeze_matching(draft, pattern)
     Verifier(draft, subject, runs).settle()
+    if skip_blocks:
+        weights = [layer.parameter for layer in draft.layers]
+        names = [group.group.name for group in draft.groups]
+        draft.blocks = residual_blocks(model, _inputs(example_input), weights, names)
     return draft.space()
 
 

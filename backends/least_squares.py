@@ -32,6 +32,7 @@ from backends.gram import (
     weight_from_rows,
     weight_rows,
 )
+from backends.skipping import is_gone, skipped_branches
 from compsearch.space import BoolArray, IntArray, Policy, SearchSpace
 
 log = logging.getLogger(__name__)
@@ -164,8 +165,11 @@ class LeastSquaresRecovery:
     def __call__(self, network: nn.Module, policy: Policy) -> None:
         """Changes the weights, and biases or running means, of the layers that lost inputs."""
         keep = np.append(self._space.keep_mask(policy), True)
+        skipped = skipped_branches(self._space, policy)
         with torch.no_grad():
             for consumer in self._consumers:
+                if is_gone(consumer.name, skipped):
+                    continue
                 kept_inputs = keep[consumer.inputs]
                 if not kept_inputs.all():
                     self._refit(consumer, network, kept_inputs, keep[consumer.outputs])

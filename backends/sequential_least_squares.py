@@ -15,7 +15,7 @@ import functools
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from backends.gram import (
     weight_rows,
 )
 from backends.least_squares import refuse_sparse, ridge_solver, shift_output, wide_ridge_solver
+from backends.skipping import is_gone, skipped_branches
 from backends.workers import Workers
 from compsearch.space import BoolArray, Policy, SearchSpace
 
@@ -112,14 +113,19 @@ class SequentialLeastSquaresRecovery:
     def __call__(self, network: nn.Module, policy: Policy) -> None:
         """Changes the weights, and biases or running means, of every refitted layer."""
         keep = np.append(self._space.keep_mask(policy), True)
-        targets, plan = self._targets, self._plan
+        skipped = skipped_branches(self._space, policy)
+        targets = {name: target for name, target in self._targets.items() if not is_gone(name, skipped)}
         with torch.no_grad():
-            if plan is None:
-                self._recover_with_hooks(network, keep)
+            if self._plan is None:
+                self._recover_with_hooks(network, targets, keep)
                 return
+            plan = make_plan(network) if skipped else self._plan
+            assert plan is not None  # what skipped blocks become is traceable
+            # A target is what one kind of step gives; where another is left of it, the layer stays as it was cut.
+            kinds = {step.layer: _kind(step) for step in self._plan.steps if isinstance(step, LayerStep)}
             forward = _Forward(network, plan, self._batches, self._workers)
             for step, unread in zip(plan.steps, plan.last_read, strict=True):
-                if isinstance(step, LayerStep) and step.layer in targets:
+                if isinstance(step, LayerStep) and step.layer in targets and _kind(step) == kinds[step.layer]:
                     inputs = [values[step.input] for values in forward.values]
                     others = None if step.other is None else [values[step.other] for values in forward.values]
                     self._refit(network, step, inputs, others, keep)
@@ -209,13 +215,12 @@ class SequentialLeastSquaresRecovery:
         dense(torch.cat(self._batches))
         return {name: target for name, target in targets.items() if name not in self.left_out}
 
-    def _recover_with_hooks(self, network: nn.Module, keep: BoolArray) -> None:
+    def _recover_with_hooks(self, network: nn.Module, layers: Iterable[str], keep: BoolArray) -> None:
         def hook(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             self._refit(network, LayerStep(name, 0, 0), list(args), None, keep)
 
         handles = [
-            network.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name))
-            for name in self._targets
+            network.get_submodule(name).register_forward_pre_hook(functools.partial(hook, name)) for name in layers
         ]
         try:
             network(torch.cat(self._batches))
@@ -287,6 +292,11 @@ class SequentialLeastSquaresRecovery:
         return functools.reduce(torch.add, self._workers.map(total, parts)) / sum(
             one.features.shape[1] for one in samples
         )
+
+
+def _kind(step: LayerStep) -> tuple[str | None, bool, Activation | None]:
+    """What a step does to the output of its layer."""
+    return step.norm, step.other is not None, step.activation
 
 
 @dataclass(frozen=True)

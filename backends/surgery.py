@@ -1,4 +1,4 @@
-"""What a policy does to a network. Exact surgery: fewer channels, or a full-size network with those channels zeroed."""
+"""What a policy does to a network. Exact surgery: fewer channels and blocks, or zeros in their place."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from backends.importance import l1_inputs
+from backends.mixed_operation import is_of_operations
+from backends.skipping import is_gone, silence, skip, skipped_branches
 from compsearch.space import BoolArray, Policy, SearchSpace
 
 
@@ -40,7 +42,7 @@ class Surgery(Protocol):
 
 
 class ChannelSurgery:
-    """Extracts the channels that stay."""
+    """Extracts the channels and blocks that stay."""
 
     def check(self, space: SearchSpace) -> None:
         """Raises ValueError unless `space` is one of channels."""
@@ -49,6 +51,7 @@ class ChannelSurgery:
                 "surgery=channels removes channels, but the space is one of weights; use surgery=magnitude, or "
                 "space=channels"
             )
+        _refuse_operations(space)
 
     def __call__(self, model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
         """`extract`."""
@@ -71,11 +74,14 @@ class ChannelSurgery:
 def extract(model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
     """A new module that holds the channels that `policy` keeps of `model`, and computes what they computed.
 
+    Of a block that is skipped, no module of its branch is left (`backends.skipping`).
     `model` is not changed and shares no memory with the result, which keeps its dtype, device, memory format,
     train/eval mode, tied weights and `requires_grad`. Raises ValueError when `policy` does not fit `space`, or `space`
     was not traced from `model`.
     """
+    _refuse_operations(space)
     keep = _kept_entries(model, space, policy)
+    branches = skipped_branches(space, policy)
 
     def cut(name: str, tensor: Tensor) -> Tensor:
         for dim, kept in keep.get(name, {}).items():
@@ -91,20 +97,35 @@ def extract(model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
             if f"{name}.{attribute}".lstrip(".") in sizes:
                 index, units = sizes[f"{name}.{attribute}".lstrip(".")]
                 _hold(module, attribute, index, int(_mask(units, space.keep_mask(policy)).sum()))
+    skip(extracted, branches)
     return extracted
 
 
 def mask(model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
     """A full-size copy of `model` in which every entry that `extract` would drop is zero: the reference for surgery."""
     keep = _kept_entries(model, space, policy)
+    branches = skipped_branches(space, policy)
 
     def zero(name: str, tensor: Tensor) -> Tensor:
+        if is_gone(name.rpartition(".")[0], branches):
+            return torch.zeros_like(tensor)
         for dim, kept in keep.get(name, {}).items():
             dropped = torch.from_numpy(np.flatnonzero(~kept)).to(tensor.device)
             tensor = tensor.index_fill(dim, dropped, 0)
         return tensor
 
-    return rebuild(model, zero)
+    masked = rebuild(model, zero)
+    # Zero weights alone would leave what activations make of zero.
+    silence(masked, branches)
+    return masked
+
+
+def _refuse_operations(space: SearchSpace) -> None:
+    if is_of_operations(space):
+        raise ValueError(
+            f"surgery=channels removes channels, but the space is one of {len(space.blocks)} operations; use "
+            "surgery=operations, or space=channels"
+        )
 
 
 def rebuild(model: nn.Module, change: Callable[[str, Tensor], Tensor]) -> nn.Module:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from compsearch.protocols import CostModel
-from compsearch.space import SearchSpace
+from compsearch.space import Operation, SearchSpace
 
 
 def describe(space: SearchSpace, cost_models: Iterable[CostModel] = ()) -> str:
-    """Groups in forward order, then frozen channels with reasons, then totals; aligned, lines of any length.
+    """Groups in forward order, then blocks, then frozen channels with reasons, then totals; aligned, of any length.
 
     With `cost_models`, the totals say what the smallest policy costs of the dense network per resource.
     """
@@ -30,7 +30,9 @@ def describe(space: SearchSpace, cost_models: Iterable[CostModel] = ()) -> str:
                 _some(group.tied_by),
             )
         )
-    parts = [_table(rows)]
+    parts = [_table(rows)] if space.groups or not space.blocks else []
+    if space.blocks:
+        parts.append(_table([("block", "operations", "FLOPs (MACs) of the first alone"), *_blocks(space)]))
     if space.frozen:
         parts.append(
             _table([("frozen", "channels", "because"), *((f.name, str(f.size), f.reason) for f in space.frozen)])
@@ -40,6 +42,8 @@ def describe(space: SearchSpace, cost_models: Iterable[CostModel] = ()) -> str:
         f"{len(space.groups)} groups, {prunable:,} prunable channels, "
         f"{sum(frozen.size for frozen in space.frozen):,} frozen"
     )
+    if space.blocks:
+        count += f", {len(space.blocks)} blocks"
     return "\n\n".join([*parts, "\n".join([count, *_totals(space, cost_models)])])
 
 
@@ -63,9 +67,26 @@ def _totals(space: SearchSpace, cost_models: Iterable[CostModel]) -> list[str]:
     macs = sum(layer.macs for layer in space.layers) + space.constant_macs
     totals = [f"{macs:,.0f} FLOPs (MACs), {sum(space.parameter_sizes.values()):,} parameters"]
     for cost_model in cost_models:
-        dense, lowest = (float(cost) for cost in cost_model.costs(np.stack([space.sizes, space.min_counts])))
+        extremes = np.stack([space.dense_choices, space.smallest_choices])
+        dense, lowest = (float(cost) for cost in cost_model.costs(extremes))
         totals.append(f"the smallest policy costs {lowest / dense:.4f} of the dense {cost_model.resource}")
     return totals
+
+
+def _blocks(space: SearchSpace) -> list[tuple[str, str, str]]:
+    """Of each block its name, its operations, and the dense network's MACs that go when another one is chosen."""
+    rows = []
+    for block in space.blocks:
+        macs = _macs_of(space, block.operations[0])
+        names = [operation.name for operation in block.operations]
+        rows.append((block.name, _some(names) if len(names) > 3 else " or ".join(names), f"{macs:,.0f}"))
+    return rows
+
+
+def _macs_of(space: SearchSpace, operation: Operation) -> float:
+    """Of the layers that are there for `operation` alone."""
+    within = tuple(f"{module}." for module in operation.modules)
+    return sum(layer.macs for layer in space.layers if layer.parameter.startswith(within))
 
 
 def _counts(counts: Sequence[int]) -> str:
