@@ -12,6 +12,7 @@ from backends import forwards
 from backends.draft import Draft
 from backends.forwards import Subject
 from backends.labels import Labels
+from backends.mixed_operation import MixedOperation
 from backends.residual_branches import residual_blocks
 from backends.surgery import named_tensors
 from backends.verification import Run, Verifier
@@ -50,6 +51,10 @@ def trace(
         )
 
     allowed(8, 1)  # refuses a bad divisor or ratio before any work
+    if any(isinstance(module, MixedOperation) for module in model.modules()):
+        raise ValueError(
+            "this network has several operations in one place, of which channels can't go; use space=mbconv"
+        )
     subject, labels, runs = _dense_runs(model, _inputs(example_input))
     draft = Draft(subject.module, subject.batch_size, labels, runs[False].tracer, allowed)
     for group in [group for group in draft.groups if group.group.size == 1]:

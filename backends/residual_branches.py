@@ -27,7 +27,7 @@ from backends.label_layers import LAYERS, attention, convolution, matrix_product
 from backends.skip_trial import Branch, Places, Site, Trial, operation_name, random_inputs, tensors_in
 from backends.surgery import named_tensors
 from backends.tracer import is_composite
-from compsearch.space import ZERO, Block, Operation
+from compsearch.space import KEEP, ZERO, Block, Operation
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def residual_blocks(
         branches = offered
     names = _names([branch.modules for branch in branches], taken)
     return tuple(
-        Block(name, (Operation("keep", branch.modules), Operation(ZERO)))
+        Block(name, (Operation(KEEP, branch.modules), Operation(ZERO)))
         for name, branch in zip(names, branches, strict=True)
     )
 

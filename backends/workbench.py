@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from backends.data import Splits
 from backends.latency import LatencyMeter
+from backends.mixed_operation import is_of_operations
 from backends.recovery import Recovery
 from backends.surgery import Surgery
-from backends.training import Recipe, measure, train
+from backends.training import Recipe, ScratchRecipe, forget, measure, train
 from compsearch.space import Policy, SearchSpace
 from compsearch.summary import Latency
 from compsearch.trial import Measurement
@@ -55,8 +57,13 @@ class NetworkWorkbench:
         self.latency = latency
 
     def dense(self) -> nn.Module:
-        """The network as given."""
-        return self.model
+        """The network as given; of one with several operations in each place, the network of the dearest ones."""
+        return self._dearest if is_of_operations(self.space) else self.model
+
+    @functools.cached_property
+    def _dearest(self) -> nn.Module:
+        # Not before the search is over: it trains the weights that are taken from here.
+        return self.compress(self.space.full_policy())
 
     def compress(self, policy: Policy) -> nn.Module:
         """The network of `policy`, cut and recovered."""
@@ -68,9 +75,14 @@ class NetworkWorkbench:
     def finetune(self, network: nn.Module, checkpoint: Path) -> nn.Module:
         """A copy of `network` trained by the recipe, going on from `checkpoint` where there is one.
 
-        What surgery removed stays removed.
+        What surgery removed stays removed. A recipe from scratch keeps the network's shape and none of its weights,
+        and draws new ones from the seed; it is given no teacher.
         """
-        tuned = copy.deepcopy(network).to(self.device)
+        tuned = copy.deepcopy(network)
+        if isinstance(self.recipe, ScratchRecipe):
+            with self.surgery.held(tuned, self.space):  # zeroed weights are zero again on leaving
+                forget(tuned.cpu(), self.seed)  # where draws are the same whatever the device training is on
+        tuned.to(self.device)
         teacher = self.model if self.recipe.distill_weight else None
         with self.surgery.held(tuned, self.space):
             train(

@@ -108,6 +108,8 @@ class SparseWeight:
 
 #: The operation of a block that does nothing: the block passes on what it is given.
 ZERO = "zero"
+#: The dense network's operation of a block that may be skipped.
+KEEP = "keep"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ binary: one candidate per choice is active. The gradient is that of equation 4,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,22 @@ from compsearch.space import BoolArray, FloatArray, IntArray
 
 Generator = np.random.Generator
 
+#: The largest difference in α between the cheapest and the dearest candidate that a tilt makes: 1 in 3,000.
+_STEEPEST = 8.0
+
 
 @dataclass(frozen=True)
 class ArchitectureOptions:
-    """α starts as N(0, `init_std`) and is moved by Adam with `lr` and `betas`."""
+    """α starts as N(0, `init_std`), and is moved by Adam with `lr`, `beta1` and `beta2`.
+
+    With `start` budget it is tilted at first, so that networks drawn cost the budget on average; with equal it is not.
+    """
 
     lr: float
     beta1: float
     beta2: float
     init_std: float
+    start: str
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or not 0 <= self.beta1 < 1 or not 0 <= self.beta2 < 1 or self.init_std < 0:
@@ -35,6 +42,8 @@ class ArchitectureOptions:
                 "`lr > 0`, `0 <= beta1 < 1`, `0 <= beta2 < 1` and `init_std >= 0` must hold for the architecture "
                 f"parameters, but got {self}"
             )
+        if self.start not in ("budget", "equal"):
+            raise ValueError(f"`architecture.start` must be budget or equal, but got {self.start!r}")
 
 
 class Architecture:
@@ -46,6 +55,23 @@ class Architecture:
         self.alpha = torch.from_numpy(np.where(is_one, initial, 0.0)).requires_grad_()
         betas = (options.beta1, options.beta2)
         self.optimizer = torch.optim.Adam([self.alpha], lr=options.lr, betas=betas)
+
+    def tilt(self, sizes: FloatArray, expected_cost: Callable[[Tensor], Tensor], target: float) -> None:
+        """Adds a multiple of `sizes` [num_choices, most candidates] to α with which `expected_cost` is `target`.
+
+        `expected_cost` takes probabilities. Where no multiple is enough, the nearest is added.
+        """
+        steps, start = torch.from_numpy(sizes), self.alpha.detach().clone()
+        low, high = -_STEEPEST, _STEEPEST
+        with torch.no_grad():
+            for _ in range(40):
+                middle = (low + high) / 2
+                self.alpha.copy_(start + middle * steps)
+                if float(expected_cost(self.probabilities())) <= target:
+                    low = middle
+                else:
+                    high = middle
+            self.alpha.copy_(start + low * steps)
 
     def probabilities(self) -> Tensor:
         """[num_choices, most candidates], differentiable; 0 where there is no candidate."""

@@ -9,6 +9,7 @@ the paper and the released code (github.com/mit-han-lab/proxylessnas) is numbere
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from compsearch.budget import Budget
+from compsearch.candidates import Candidates
 from compsearch.importance import LayerImportance
 from compsearch.paths import PathState
 from compsearch.protocols import CostModel, Evaluator, ExpectedCostModel, Supernet
@@ -115,6 +117,10 @@ class ProxylessNAS:
             )
         self.rng = np.random.default_rng(seed)
         self.architecture = Architecture(is_one=self.candidates.is_one, options=architecture, rng=self.rng)
+        if architecture.start == "budget" and budget is not None:
+            self.architecture.tilt(
+                _sizes(self.candidates), functools.partial(cost_model.expected, self.candidates), budget.limit
+            )
         self.baseline: float | None = None
         self.epoch = 0
         self.num_drawn = 0
@@ -260,3 +266,12 @@ def _drawn(shares: FloatArray, rng: np.random.Generator) -> IntArray:
     with np.errstate(divide="ignore"):
         path: IntArray = (np.log(shares) + rng.gumbel(size=shares.shape)).argmax(axis=1)
     return path
+
+
+def _sizes(candidates: Candidates) -> FloatArray:
+    """How far each candidate is from the smallest of its choice towards the dense network's, [num_choices, most]."""
+    values, num_groups = candidates.values.astype(np.float64), len(candidates.space.groups)
+    sizes = np.zeros_like(values)
+    sizes[:num_groups] = values[:num_groups] / candidates.space.sizes[:, None]
+    sizes[num_groups:] = 1 - values[num_groups:] / np.maximum(1, candidates.sizes[num_groups:, None] - 1)
+    return np.where(candidates.is_one, sizes, 0.0)

@@ -89,7 +89,7 @@ def _draw_cost(axes: Axes, epochs: FloatArray, history: Sequence[PathStep], budg
         edgecolors=BLACK,
         linewidths=0.9,
         zorder=3,
-        label="derived from the likeliest paths",
+        label="derived network",
     )
     if budget is not None:
         label = f"budget {budget.cost_ratio:.4g}"

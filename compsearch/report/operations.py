@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from matplotlib.colors import to_hex, to_rgb
 
 from compsearch.report.style import BLACK, GREEN
-from compsearch.space import ZERO, Block, Layer, Operation, Policy, SearchSpace
+from compsearch.space import KEEP, ZERO, Block, Layer, Operation, Policy, SearchSpace
 
 #: Inverted bottlenecks: k5_e6 has a 5×5 depthwise convolution between six times the channels.
 _INVERTED = re.compile(r"k(\d+)_e(\d+)")
@@ -41,7 +41,7 @@ def operation_colors(names: Iterable[str]) -> dict[str, str]:
     known = {name: found for name in distinct if (found := inverted_bottleneck(name))}
     kernels = sorted({kernel for kernel, _ in known.values()})
     expansions = sorted({expansion for _, expansion in known.values()}, reverse=True)
-    colors = {ZERO: ZERO_COLOR, "keep": KEEP_COLOR}
+    colors = {ZERO: ZERO_COLOR, KEEP: KEEP_COLOR}
     for name, (kernel, expansion) in known.items():
         strong, pale = _HUES[kernels.index(kernel) % len(_HUES)]
         share = expansions.index(expansion) / max(1, len(expansions) - 1)

@@ -26,7 +26,7 @@ from searchers.architecture import ArchitectureOptions
 from searchers.cost_loss import CostLoss
 from searchers.proxylessnas import ProxylessNAS
 
-ARCHITECTURE = ArchitectureOptions(lr=0.1, beta1=0.0, beta2=0.999, init_std=1e-3)
+ARCHITECTURE = ArchitectureOptions(lr=0.1, beta1=0.0, beta2=0.999, init_std=1e-3, start="equal")
 COST_LOSS = CostLoss(form="absolute", weight=1.0, scale=0.2, exponent=0.3, reward_weight=0.5, reward_exponent=0.07)
 SMALL = functools.partial(
     ProxylessNAS,
@@ -344,6 +344,13 @@ def test_the_trial_of_an_epoch_says_what_the_search_believed() -> None:
         assert tuple(state.probabilities[name]) == labels
         assert sum(state.probabilities[name].values()) == pytest.approx(1)
     assert state.entropy == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("cost_ratio", [0.15, 0.5, 0.8])
+def test_a_tilted_start_draws_networks_that_cost_the_budget_on_average(cost_ratio: float) -> None:
+    searcher = make(start="budget", cost_ratio=cost_ratio)
+    told = float(searcher.cost_model.expected(searcher.candidates, searcher.architecture.probabilities().detach()))
+    assert told / searcher.dense_cost == pytest.approx(cost_ratio, abs=1e-3)
 
 
 def test_samples_end_the_search_without_a_genome() -> None:
