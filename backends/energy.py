@@ -22,9 +22,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from torch import Tensor
 
 from backends.inventory import Inventory
 from backends.macs import Ledger, MacsCost, ParamsCost, policy_counts
+from compsearch.candidates import Candidates
 from compsearch.space import FloatArray, IntArray, Policy, SearchSpace
 
 _MILLIJOULES_PER_PICOJOULE = 1e-9
@@ -80,17 +82,29 @@ class EnergyCost:
         """The cost of one policy. Raises ValueError when it belongs to another space."""
         return float(self.costs(policy_counts(self._space, policy))[0])
 
-    def costs(self, counts: IntArray) -> FloatArray:
-        """Millijoules [num_policies] of kept units per group [num_policies, num_groups]."""
-        total: FloatArray = sum(self.parts(counts).values(), np.zeros(len(counts)))
+    def costs(self, choices: IntArray) -> FloatArray:
+        """Millijoules [num_policies] of kept units per group and, if given, operations per block behind them."""
+        total: FloatArray = sum(self.parts(choices).values(), np.zeros(len(choices)))
         return total
 
-    def parts(self, counts: IntArray) -> dict[str, FloatArray]:
+    def expected(self, candidates: Candidates, probabilities: Tensor) -> Tensor:
+        """The mean millijoules, a scalar, over networks drawn choice by choice; exact.
+
+        Differentiable in `probabilities` [num_choices, most candidates].
+        """
+        picojoules = (
+            self._macs.expected(candidates, probabilities) * self._mac_pj
+            + self._params.expected(candidates, probabilities) * self._weight_pj
+            + self._inventory.activation_traffic.expected(candidates, probabilities)[0] * self._activation_pj
+        )
+        return picojoules * _MILLIJOULES_PER_PICOJOULE
+
+    def parts(self, choices: IntArray) -> dict[str, FloatArray]:
         """What the costs [num_policies] are made of, in millijoules: arithmetic, weights and activations."""
         return {
-            "arithmetic": self._macs.costs(counts) * self._mac_pj * _MILLIJOULES_PER_PICOJOULE,
-            "weights": self._params.costs(counts) * self._weight_pj * _MILLIJOULES_PER_PICOJOULE,
-            "activations": self._inventory.activation_traffic(counts)
+            "arithmetic": self._macs.costs(choices) * self._mac_pj * _MILLIJOULES_PER_PICOJOULE,
+            "weights": self._params.costs(choices) * self._weight_pj * _MILLIJOULES_PER_PICOJOULE,
+            "activations": self._inventory.activation_traffic(choices)[:, 0]
             * self._activation_pj
             * _MILLIJOULES_PER_PICOJOULE,
         }

@@ -19,8 +19,10 @@ from backends.latency import LatencyMeter
 from backends.latency_predictor import LatencyPredictor, grid_entries, grid_widths, measured_grids
 from backends.latency_table import LatencyTable, table_path
 from backends.layer_shapes import layer_calls
-from backends.surgery import extract
+from backends.macs import policy_counts
+from backends.surgery import Surgery
 from compsearch import atomic
+from compsearch.candidates import Candidates
 from compsearch.protocols import Once
 from compsearch.report.agreement import MAX_MAPE, MIN_TAU, kendall_tau, mape, prediction_verdict
 from compsearch.space import FloatArray, IntArray, Policy, SearchSpace
@@ -91,7 +93,7 @@ class PredictorCheck:
 
 
 class LatencyCost:
-    """Predicted milliseconds of one batch; implements `compsearch.protocols.CostModel`."""
+    """Predicted milliseconds of one batch; implements `compsearch.protocols.ExpectedCostModel`."""
 
     resource = "latency_ms"
     #: What a budget in it allows must be measured at the end.
@@ -105,21 +107,26 @@ class LatencyCost:
 
     def cost(self, policy: Policy) -> float:
         """The cost of one policy. Raises ValueError when it belongs to another space."""
-        if policy.space != self.space.fingerprint:
-            raise ValueError(
-                f"a policy must belong to the space that prices it, but got one of {policy.space!r}, not "
-                f"{self.space.fingerprint!r}"
-            )
-        return float(self.costs(self.space.counts(policy)[None])[0])
+        return float(self.costs(policy_counts(self.space, policy))[0])
 
-    def costs(self, counts: IntArray) -> FloatArray:
-        """Milliseconds [num_policies] of kept units per group [num_policies, num_groups].
+    def costs(self, choices: IntArray) -> FloatArray:
+        """Milliseconds [num_policies] of kept units per group and, if given, operations per block behind them.
 
         The dense network's are measured: cost_ratios are to it, and where it is off the trend, all of them would be.
         """
-        is_dense = (np.asarray(counts) == self.space.sizes).all(axis=1)
-        costs: FloatArray = np.where(is_dense, self.check.fit_measured_ms[0], self.predictor.costs(counts))
+        choices = np.asarray(choices)
+        predicted = self.predictor.costs(choices)
+        is_dense = (choices == self.space.dense_choices[: choices.shape[1]]).all(axis=1)
+        costs: FloatArray = np.where(is_dense, self.check.fit_measured_ms[0], predicted)
         return costs
+
+    def expected(self, candidates: Candidates, probabilities: Tensor) -> Tensor:
+        """The mean milliseconds, a scalar, of networks drawn choice by choice, as `LatencyPredictor.expected` has it.
+
+        Differentiable in `probabilities` [num_choices, most candidates]. The dense network, one of very many, is in it
+        as predicted, not as measured.
+        """
+        return self.predictor.expected(candidates, probabilities)
 
     @property
     def note(self) -> str:
@@ -149,9 +156,9 @@ class UnchangedLatencyCost:
         self.space.check(policy)
         return self.ms
 
-    def costs(self, counts: IntArray) -> FloatArray:
+    def costs(self, choices: IntArray) -> FloatArray:
         """The same for each of the policies [num_policies, num_groups]."""
-        return np.full(len(counts), self.ms)
+        return np.full(len(choices), self.ms)
 
 
 def latency_cost(
@@ -161,12 +168,13 @@ def latency_cost(
     example_input: Tensor,
     latency: LatencyMeter,
     inventory: Inventory,
+    surgery: Surgery,
     once: Once,
     seed: int,
     table_dir: str,
     options: PredictorOptions,
 ) -> LatencyCost | UnchangedLatencyCost:
-    """The latency of the networks that policies of `space` leave of `model`, for the device and runtime of `latency`.
+    """The latency of the networks that `surgery` makes of `model`, for the device and runtime of `latency`.
 
     What is missing in the device's table (a file in `table_dir`) is measured and kept there, and so is the predictor of
     this network. A run takes it over `once`, so that it goes on with the same numbers however often it is resumed.
@@ -179,11 +187,13 @@ def latency_cost(
 
     def build() -> dict[str, Any]:
         what = (space.fingerprint, tuple(example_input.shape[1:]), latency.fingerprint.key, seed, options)
+        if space.blocks:
+            what = (*what, space.blocks, space.layers)  # type: ignore[assignment]  # names alone don't tell strides
         path = Path(table_dir) / f"predictor-{hashlib.sha256(repr(what).encode()).hexdigest()[:16]}.json"
         if path.exists():
             kept: dict[str, Any] = json.loads(path.read_text())
             return kept
-        built = _build(model, space, example_input, latency, inventory, seed, Path(table_dir), options)
+        built = _build(model, space, example_input, latency, inventory, surgery, seed, Path(table_dir), options)
         atomic.write_json(path, built)
         return built
 
@@ -207,6 +217,7 @@ def _build(
     example_input: Tensor,
     latency: LatencyMeter,
     inventory: Inventory,
+    surgery: Surgery,
     seed: int,
     table_dir: Path,
     options: PredictorOptions,
@@ -216,19 +227,16 @@ def _build(
     table = LatencyTable(table_path(table_dir, latency.fingerprint), latency)
     entries = (entry for shape, axes in widths.items() for row in grid_entries(shape, *axes) for entry in row)
     table.measure(entries, samples=options.samples, min_sample_us=options.min_sample_us, rounds=options.rounds)
-    traffic = inventory.other_traffic
-    base = float(traffic(np.zeros((1, len(space.groups)), dtype=np.int64))[0])
-    slope = traffic(np.eye(len(space.groups), dtype=np.int64)) - base
-    predictor = LatencyPredictor(calls=calls, grids=measured_grids(table, widths), traffic=(base, slope))
+    predictor = LatencyPredictor(calls=calls, grids=measured_grids(table, widths), traffic=inventory.other_traffic)
     num_fit = options.fit_policies + 2
-    drawn = random_counts(space, options.fit_policies + options.check_policies, seed)
-    counts = np.stack([space.sizes, space.min_counts, *drawn])
-    measured = measure_policies(model, space, counts, example_input, latency)
+    drawn = random_choices(space, options.fit_policies + options.check_policies, seed)
+    choices = np.stack([space.dense_choices, space.smallest_choices, *drawn])
+    measured = measure_policies(model, space, choices, example_input, latency, surgery)
     # Ratios to the dense network, measured in turns, don't drift; one number makes milliseconds of them.
     relative = [(found.ratio or 0.0, found.ratio_p10 or 0.0, found.ratio_p90 or 0.0) for found in measured]
     taken, p10, p90 = np.array(relative).T * measured[0].median_ms
-    fitted = fit(predictor, counts[:num_fit], taken[:num_fit])
-    predicted = fitted.costs(counts)
+    fitted = fit(predictor, choices[:num_fit], taken[:num_fit])
+    predicted = fitted.costs(choices)
     return {
         "device": str(latency.fingerprint),
         "fingerprint": latency.fingerprint.to_json(),
@@ -242,33 +250,49 @@ def _build(
 
 
 def measure_policies(
-    model: nn.Module, space: SearchSpace, counts: IntArray, example_input: Tensor, latency: LatencyMeter
+    model: nn.Module,
+    space: SearchSpace,
+    choices: IntArray,
+    example_input: Tensor,
+    latency: LatencyMeter,
+    surgery: Surgery,
 ) -> list[Latency]:
-    """The latency of the network of each row of `counts` [num_policies, num_groups], in turns; ratios are to the first.
+    """The latency of the network of each row of `choices` [num_policies, num_groups + num_blocks], in turns.
 
-    Which channels stay makes no difference to the time, nor do weights: nothing is recovered.
+    Ratios are to the first. Which channels stay makes no difference to the time, nor do weights: nothing is recovered.
     """
-    importance = np.zeros(space.num_units)
+    importance, num_groups = np.zeros(space.num_units), len(space.groups)
     networks = {
-        str(index): extract(model, space, space.select(row, importance)) for index, row in enumerate(counts.tolist())
+        str(index): surgery(model, space, space.select(row[:num_groups], importance, row[num_groups:]))
+        for index, row in enumerate(choices.tolist())
     }
     return list(latency.measure(networks, example_input).values())
 
 
-def random_counts(space: SearchSpace, num_policies: int, seed: int) -> list[IntArray]:
-    """Policies of all sizes: each group keeps u^p of its units, u uniform, with one exponent p per policy."""
+def random_choices(space: SearchSpace, num_policies: int, seed: int) -> list[IntArray]:
+    """Policies of all sizes, as `SearchSpace.choices` has them.
+
+    Each group keeps u^p of its units, u uniform, with one exponent p per policy. Each block's operation is drawn from
+    shares of the operations that are themselves drawn per policy, uniformly: few skip blocks, or nearly all.
+    """
     rng = np.random.default_rng(seed)
+    most = max((len(block.operations) for block in space.blocks), default=0)
     found = []
     for _ in range(num_policies):
         ratios = rng.random(len(space.groups)) ** np.exp(rng.normal())
-        counts = [space.nearest_count(index, ratio) for index, ratio in enumerate(ratios)]
-        found.append(np.array(counts, dtype=np.int64))
+        chosen = [space.nearest_count(index, ratio) for index, ratio in enumerate(ratios)]
+        if space.blocks:
+            shares = rng.dirichlet(np.ones(most))
+            for block in space.blocks:
+                weights = shares[: len(block.operations)]
+                chosen.append(int(rng.choice(len(weights), p=weights / weights.sum())))
+        found.append(np.array(chosen, dtype=np.int64))
     return found
 
 
-def fit(predictor: LatencyPredictor, counts: IntArray, measured_ms: FloatArray) -> LatencyPredictor:
+def fit(predictor: LatencyPredictor, choices: IntArray, measured_ms: FloatArray) -> LatencyPredictor:
     """`predictor` with the coefficients, none below 0, that have the least squared relative error on `measured_ms`."""
-    features: FloatArray = predictor.features(torch.from_numpy(counts).double()).numpy() / measured_ms[:, None]
+    features: FloatArray = predictor.features(torch.from_numpy(choices).double()).numpy() / measured_ms[:, None]
     scale = np.maximum(np.abs(features).max(axis=0), 1e-30)
     from scipy.optimize import nnls  # slow to load, and rarely needed
 

@@ -6,6 +6,7 @@ widths, whatever networks they are in: shapes are what latency tables are keyed 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backends import forwards
-from backends.macs import Ledger
+from backends.macs import Ledger, is_part_of
 from backends.surgery import named_tensors
-from compsearch.space import FloatArray, IntArray, SearchSpace
+from backends.switching import networks_of
+from compsearch.space import FloatArray, IntArray, Policy, SearchSpace
 
 #: Activations that a runtime may compute together with the layer before them.
 _MODULES: Mapping[str, Callable[[], nn.Module]] = {
@@ -126,38 +128,70 @@ class Widths:
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One run of a layer: how often a forward runs it like this is one each."""
+    """One run of a layer: how often a forward runs it like this is one each.
+
+    It is run where `block` (its place in the space) has the operation of that index; always, where `block` is -1.
+    """
 
     name: str
     shape: LayerShape
     ins: Widths
     outs: Widths
+    block: int = -1
+    operation: int = 0
 
 
 def layer_calls(model: nn.Module, space: SearchSpace, example_input: Tensor) -> list[LayerCall]:
     """Every convolution and linear layer that one forward of `model` runs, in that order, for one image.
 
-    `model` is not changed. Raises ValueError when it doesn't run on `example_input` [B, C, H, W], and where a layer of
-    `space` is not seen to run: a time without it would be a guess.
+    Those of other operations than the dense network's, where they have layers of their own, come behind: the forward
+    runs once for each. `model` is not changed. Raises ValueError when it doesn't run on `example_input` [B, C, H, W],
+    and where a layer of `space` is not seen to run: a time without it would be a guess.
     """
-
-    def run(subject: forwards.Subject) -> _Recorder:
-        recorder = _Recorder({id_of(tensor): name for name, tensor in named_tensors(subject.module)})
-        with forwards.undisturbed(), torch.no_grad(), recorder:
-            subject.module(*subject.inputs)
-        return recorder
-
-    subject, recorder = forwards.first_that_runs(model, (example_input,), run)
     names = {layer.parameter: layer.name for layer in space.layers}
-    unseen = names.keys() - {record.weight for record in recorder.layers}
+    owners = {
+        parameter: (number, index)
+        for parameter in names
+        for number, block in enumerate(space.blocks)
+        for index, operation in enumerate(block.operations)
+        if is_part_of(parameter, operation.modules)
+    }
+    # Each operation of every block is met once; the last ones again where blocks have fewer.
+    passes = range(1 + max((index for _, index in owners.values()), default=0))
+
+    def run(subject: forwards.Subject) -> list[_Recorder]:
+        networks = networks_of(subject.module, space)
+        return [_recorded(networks(_with_operation(space, index)), subject.inputs) for index in passes]
+
+    ledger = Ledger(space)
+    subject, recorders = forwards.first_that_runs(model, (example_input,), run)
+    calls = []
+    for index, recorder in zip(passes, recorders, strict=True):
+        for record in recorder.layers:
+            block, operation = owners.get(record.weight, (-1, 0))
+            if record.weight in names and operation == index:
+                call = _call(record, names, ledger, recorder, subject.batch_size)
+                calls.append(dataclasses.replace(call, block=block, operation=operation))
+    unseen = set(names.values()) - {call.name for call in calls}
     if unseen:
         raise ValueError(
-            f"a latency table must know every layer, but {', '.join(sorted(names[weight] for weight in unseen))} can't "
-            "be followed (a weight that is computed, or an operation that does several at once); limit another resource"
+            f"a latency table must know every layer, but {', '.join(sorted(unseen))} can't be followed (a weight that "
+            "is computed, or an operation that does several at once); limit another resource"
         )
-    ledger = Ledger(space)
-    records = [record for record in recorder.layers if record.weight in names]
-    return [_call(record, names, ledger, recorder, subject.batch_size) for record in records]
+    return calls
+
+
+def _with_operation(space: SearchSpace, index: int) -> Policy:
+    """All channels, and in each block the operation of that index, or the last one."""
+    operations = [min(index, len(block.operations) - 1) for block in space.blocks]
+    return space.select(space.sizes, np.zeros(space.num_units), operations)
+
+
+def _recorded(module: nn.Module, inputs: tuple[Any, ...]) -> _Recorder:
+    recorder = _Recorder({id_of(tensor): name for name, tensor in named_tensors(module)})
+    with forwards.undisturbed(), torch.no_grad(), recorder:
+        module(*inputs)
+    return recorder
 
 
 def id_of(tensor: Tensor) -> int:

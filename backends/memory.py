@@ -28,7 +28,7 @@ class PeakMemoryCost:
         """The cost of one policy. Raises ValueError when it belongs to another space."""
         return float(self.costs(policy_counts(self._space, policy))[0])
 
-    def costs(self, counts: IntArray) -> FloatArray:
-        """Bytes [num_policies] of kept units per group [num_policies, num_groups]."""
-        peaks: FloatArray = self._inventory.alive(counts).max(axis=1) * _BYTES_PER_ELEMENT
+    def costs(self, choices: IntArray) -> FloatArray:
+        """Bytes [num_policies] of kept units per group and, if given, operations per block behind them."""
+        peaks: FloatArray = self._inventory.alive(choices).max(axis=1) * _BYTES_PER_ELEMENT
         return peaks

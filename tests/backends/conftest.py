@@ -14,6 +14,8 @@ from backends.groups import trace
 from backends.importance import l1_inputs
 from backends.latency import LatencyMeter
 from backends.layer_shapes import LayerShape, layer_module
+from backends.mbconv import build
+from backends.operation_space import operation_space
 
 
 class TinyResidual(nn.Module):
@@ -61,6 +63,24 @@ def tiny() -> SimpleNamespace:
         calibration=split_of("calibration", 48, 1),
         search=split_of("search", 40, 2),
     )
+
+
+@pytest.fixture
+def mbconv() -> SimpleNamespace:
+    """An over-parameterised network of four cells with its space; one cell of each two may be left out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build(
+            num_classes=5,
+            stem_channels=8,
+            stem_stride=1,
+            first_channels=8,
+            stages=[{"channels": 8, "cells": 2, "stride": 1}, {"channels": 16, "cells": 2, "stride": 2}],
+            head_channels=24,
+            candidates=["k3_e2", "k5_e2", "k3_e1", "zero"],
+            width_multiplier=1.0,
+        ).eval()
+    return SimpleNamespace(model=model, space=operation_space(model, torch.zeros(2, 3, 8, 8)))
 
 
 class Clock:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from backends.energy import EnergyCost
 from backends.groups import trace
 from backends.inventory import take_inventory
 from backends.macs import MacsCost, ParamsCost
+from compsearch.candidates import candidates_of
 
 CONSTANTS = {"multiply_pj": 4.0, "add_pj": 1.0, "weight_read_pj": 600.0, "activation_access_pj": 50.0}
 
@@ -93,3 +96,19 @@ def test_policies_of_other_spaces_are_refused() -> None:
     other = trace(CifarResNet(14), x, divisor=4, min_keep_ratio=0.1)
     with pytest.raises(ValueError, match="must belong to the space that prices it"):
         energy(CifarResNet(8), x, divisor=4).cost(other.full_policy())
+
+
+def test_the_expected_energy_is_the_mean_over_all_networks() -> None:
+    model, x = CifarResNet(8).eval(), torch.zeros(2, 3, 32, 32)
+    space = trace(model, x, divisor=8, min_keep_ratio=0.25, skip_blocks=True)
+    cost_model = EnergyCost(space=space, inventory=take_inventory(model, space, x), source="a book", **CONSTANTS)
+    candidates = candidates_of(space, [1.0, 0.25])
+    weights = np.random.default_rng(0).random(candidates.values.shape) * candidates.is_one
+    probabilities = weights / weights.sum(axis=1, keepdims=True)
+    paths = np.array(list(itertools.product(*(range(size) for size in candidates.sizes))))
+    of_paths = probabilities[np.arange(len(probabilities)), paths].prod(axis=1)
+    costs = cost_model.costs(candidates.choices(paths))
+    found = cost_model.expected(candidates, torch.from_numpy(probabilities))
+    assert float(found) == pytest.approx(of_paths @ costs)
+    skipped, kept = (cost_model.costs(np.array([[*space.sizes, operation]]))[0] for operation in (1, 0))
+    assert skipped < kept

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +14,10 @@ from torch.nn import functional as F
 from backends.cifar_resnet import CifarResNet
 from backends.groups import trace
 from backends.inventory import Inventory, take_inventory
+from backends.operation_surgery import OperationSurgery
 from backends.recording import Recording, record
 from backends.surgery import extract
-from compsearch.space import Policy, SearchSpace
+from compsearch.space import Block, Operation, Policy, SearchSpace
 
 AMOUNTS = ("activations_read", "elements_written", "alive")
 
@@ -73,8 +78,8 @@ def test_a_chain_by_hand() -> None:
     # relu_ works on the norm's result; the flattened view keeps the second convolution's alive.
     assert alive.tolist() == [image + first, first + first, first, first + second, second + 2]
     counts = np.array([[6, 3], [8, 4]])
-    assert inventory.other_traffic(counts).tolist() == [4 * 150 + 24, 4 * 200 + 32]
-    assert inventory.activation_traffic(counts)[0] == (read + written).sum()
+    assert inventory.other_traffic(counts)[:, 0].tolist() == [4 * 150 + 24, 4 * 200 + 32]
+    assert inventory.activation_traffic(counts)[0, 0] == (read + written).sum()
 
 
 @pytest.mark.parametrize(
@@ -243,3 +248,102 @@ def test_misshapen_counts_are_refused() -> None:
     inventory = take_inventory(Chain(), space, torch.zeros(1, 3, 5, 5))
     with pytest.raises(ValueError, match=r"counts must be \[num_policies, 2\], but got \[2\]"):
         inventory.alive(space.sizes)
+
+
+@pytest.mark.parametrize("name", ["resnet20", pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+def test_the_inventory_of_networks_with_skipped_blocks_is_what_extracted_networks_really_do(name: str) -> None:
+    model = (CifarResNet(20) if name == "resnet20" else torchvision.models.get_model(name, weights=None)).eval()
+    x = torch.zeros(2, 3, 32, 32)
+    space = trace(model, x, divisor=8, min_keep_ratio=0.2, skip_blocks=True)
+    assert len(space.blocks) > 5
+    inventory = take_inventory(model, space, x)
+    rng, kernels = np.random.default_rng(0), []
+    for _ in range(3):
+        counts = [rng.choice(group.counts) for group in space.groups]
+        policy = space.select(counts, rng.random(space.num_units), rng.integers(2, size=len(space.blocks)))
+        assert_moves(inventory, space, policy, recorded(model, space, policy, x))
+        kernels.append(len(recorded(model, space, policy, x).ops))
+    assert max(kernels) < inventory.num_kernels
+    # With every block there, operations may be left out.
+    assert inventory.alive(space.sizes[None]).tolist() == inventory.alive(space.dense_choices[None]).tolist()
+
+
+def assert_moves(inventory: Inventory, space: SearchSpace, policy: Policy, recording: Recording) -> None:
+    """That all operations together move what was recorded, and as much is alive when most is."""
+    choices = space.choices(policy)[None]
+    moved = recording.activations_read + recording.elements_written
+    assert inventory.activation_traffic(choices)[0, 0] == moved.sum()
+    is_layer = np.array([bool(name) for name in recording.layer_names])
+    assert inventory.other_traffic(choices)[0, 0] == (moved + recording.constants_read)[~is_layer].sum()
+    assert inventory.alive(choices).max() == recording.alive.max()
+
+
+class Skipping(nn.Module):
+    """Blocks whose shortcuts are added in the same forward, around functions that run skipped or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.conv1, self.conv2 = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.conv3, self.conv4 = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = x + self.conv2(F.relu(self.conv1(x)))
+        x = x + self.conv4(F.relu(self.conv3(x)))
+        return self.linear(x.mean((2, 3)))
+
+
+def test_a_function_between_layers_that_are_skipped_moves_what_it_is_then_given() -> None:
+    x = torch.zeros(1, 3, 6, 6)
+    space = trace(Skipping(), x, divisor=1, min_keep_ratio=0.1, skip_blocks=True)
+    assert [group.name for group in space.groups] == ["stem", "conv1", "conv3"]
+    inventory = take_inventory(Skipping(), space, x)
+    for counts, operations in itertools.product(
+        ([8, 16, 4], [3, 5, 2], [2, 2, 1]), itertools.product(range(2), repeat=2)
+    ):
+        policy = space.select(counts, np.zeros(space.num_units), operations)
+        assert_moves(inventory, space, policy, recorded(Skipping(), space, policy, x))
+
+
+def test_the_inventory_of_an_over_parameterised_network_is_what_derived_networks_really_do(
+    mbconv: SimpleNamespace,
+) -> None:
+    model, space, x = mbconv.model, mbconv.space, torch.zeros(2, 3, 8, 8)
+    inventory = take_inventory(model, space, x)
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        operations = [int(rng.integers(len(block.operations))) for block in space.blocks]
+        policy = space.select([], np.zeros(0), operations)
+        derived = OperationSurgery()(model, space, policy)
+        layers = {
+            f"{name}.weight": name for name, part in derived.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)
+        }
+        assert_moves(inventory, space, policy, record(derived.eval(), (x[:1],), layers))
+
+
+class Interleaved(nn.Module):
+    """Two branches that run by turns, so that what one keeps alive is there while the other runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.linear = nn.Conv2d(3, 8, 3), nn.Linear(8, 2)
+        self.conv1, self.conv2 = nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.conv3, self.conv4 = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        one, other = F.relu(self.conv1(x)), F.relu(self.conv3(x))
+        x = x + self.conv2(one) + self.conv4(other)
+        return self.linear(x.mean((2, 3)))
+
+
+def test_blocks_that_change_what_happens_in_each_other_are_refused() -> None:
+    x = torch.zeros(1, 3, 6, 6)
+    space = trace(Interleaved(), x, divisor=1, min_keep_ratio=0.1)
+    blocks = tuple(
+        Block(modules[0], (Operation("keep", modules), Operation("zero")))
+        for modules in (("conv1", "conv2"), ("conv3", "conv4"))
+    )
+    with pytest.raises(ValueError, match=r"need blocks whose operations change nothing beside them, .* alive is"):
+        take_inventory(Interleaved(), dataclasses.replace(space, blocks=blocks), x)

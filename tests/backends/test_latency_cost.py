@@ -1,15 +1,25 @@
 """A predictor is made from measurements, checked on others, kept, and says what it is worth."""
 
+import dataclasses
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from backends.groups import trace
 from backends.inventory import take_inventory
-from backends.latency_cost import PredictorOptions, latency_cost, random_counts
+from backends.latency_cost import PredictorOptions, latency_cost, random_choices
+from backends.macs import is_part_of
+from backends.operation_surgery import OperationSurgery
 from backends.sparse_space import sparse_space
+from backends.surgery import ChannelSurgery
 from compsearch.budget import budget_from_ratio
+from compsearch.candidates import candidates_of
+from compsearch.protocols import ExpectedCostModel
 
 EXAMPLE = torch.zeros(2, 3, 8, 8)
 OPTIONS = {
@@ -23,7 +33,8 @@ OPTIONS = {
 
 
 @pytest.fixture
-def made(tiny, tmp_path):
+def keep():
+    """A run's memory."""
     kept = {}
 
     def once(name, compute):
@@ -31,20 +42,31 @@ def made(tiny, tmp_path):
             kept[name] = json.loads(json.dumps(compute()))
         return kept[name]
 
-    def make(meter, keep=once, **changes):
-        return latency_cost(
-            model=tiny.model,
-            space=tiny.space,
-            example_input=EXAMPLE,
-            latency=meter,
-            inventory=take_inventory(tiny.model, tiny.space, EXAMPLE),
-            once=keep,
-            seed=0,
-            table_dir=str(tmp_path / "tables"),
-            options=PredictorOptions(**{**OPTIONS, **changes}),
-        )
+    once.kept = kept
+    return once
 
-    make.kept = kept
+
+def cost_of(network, meter, keep, folder, surgery=None, **changes):
+    return latency_cost(
+        model=network.model,
+        space=network.space,
+        example_input=EXAMPLE,
+        latency=meter,
+        inventory=take_inventory(network.model, network.space, EXAMPLE),
+        surgery=surgery or ChannelSurgery(),
+        once=keep,
+        seed=0,
+        table_dir=str(folder),
+        options=PredictorOptions(**{**OPTIONS, **changes}),
+    )
+
+
+@pytest.fixture
+def made(tiny, tmp_path, keep):
+    def make(meter, **changes):
+        return cost_of(tiny, meter, keep, tmp_path / "tables", **changes)
+
+    make.kept = keep.kept
     return make
 
 
@@ -131,7 +153,7 @@ def test_a_policy_of_another_space_is_refused(tiny, made, fake_meter):
 
 
 def test_random_networks_are_of_all_sizes(tiny):
-    counts = np.array(random_counts(tiny.space, 200, seed=0))
+    counts = np.array(random_choices(tiny.space, 200, seed=0))
     shares = (counts / tiny.space.sizes).mean(axis=1)
     assert shares.min() < 0.25
     assert shares.max() > 0.9
@@ -146,6 +168,7 @@ def test_zeros_take_as_long_as_other_weights(tiny, fake_meter, tmp_path):
         example_input=EXAMPLE,
         latency=fake_meter(),
         inventory=None,
+        surgery=None,
         once=lambda name, compute: compute(),
         seed=0,
         table_dir=str(tmp_path),
@@ -154,6 +177,104 @@ def test_zeros_take_as_long_as_other_weights(tiny, fake_meter, tmp_path):
     costs = cost_model.costs(np.stack([space.sizes, space.min_counts]))
     assert costs.tolist() == [costs[0], costs[0]]
     assert "zeros take as long" in cost_model.note
+
+
+class Skipping(nn.Module):
+    """Two blocks that may be skipped."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.linear = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+        self.block1 = nn.Sequential(nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 8, 1))
+        self.block2 = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 8, 1))
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.block1(x)
+        return self.linear((x + self.block2(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def skipping():
+    model = Skipping().eval()
+    space = trace(model, EXAMPLE, divisor=1, min_keep_ratio=0.1, skip_blocks=True)
+    assert ([group.size for group in space.groups], len(space.blocks)) == ([8, 12, 6], 2)
+    return SimpleNamespace(model=model, space=space)
+
+
+def test_skipped_blocks_are_predicted_and_expected_to_take_no_time(skipping, fake_meter, keep, tmp_path):
+    cost_model = cost_of(skipping, fake_meter(overhead_s=2e-4), keep, tmp_path, fit_policies=8)
+    assert isinstance(cost_model, ExpectedCostModel)
+    assert cost_model.check.mape == pytest.approx(0, abs=1e-6)
+
+    def taken(stem, inner1, inner2, skips1, skips2):
+        first, second = stem * inner1 * 2, stem * inner2 * 10
+        return 0.2 + (27 * stem + (1 - skips1) * first + (1 - skips2) * second + 5 * stem) / 1e3
+
+    for choices in ([8, 12, 6, 0, 1], [3, 2, 5, 1, 0], [4, 4, 4, 1, 1], [4, 4, 4, 0, 0], [8, 12, 6, 0, 0]):
+        assert cost_model.costs(np.array([choices])) == pytest.approx([taken(*choices)], rel=1e-6)
+    assert cost_model.costs(np.array([[8, 12, 6]])) == pytest.approx([taken(8, 12, 6, 0, 0)], rel=1e-6)
+    policy = skipping.space.select([4, 4, 4], np.zeros(26), [0, 1])
+    assert cost_model.cost(policy) == pytest.approx(taken(4, 4, 4, 0, 1))
+    candidates = candidates_of(skipping.space, [1.0, 0.5])
+    halves = torch.full(candidates.values.shape, 0.5, dtype=torch.float64)
+    costs = [taken(*choices) for choices in itertools.product([8, 4], [12, 6], [6, 3], [0, 1], [0, 1])]
+    assert float(cost_model.expected(candidates, halves)) == pytest.approx(np.mean(costs), rel=1e-6)
+
+
+def test_the_measured_time_of_the_dense_network_is_not_that_of_one_with_skipped_blocks(
+    skipping, fake_meter, keep, tmp_path
+):
+    cost_model = cost_of(skipping, fake_meter(), keep, tmp_path)
+    cost_model.check = dataclasses.replace(cost_model.check, fit_measured_ms=(1e3,))
+    sizes = skipping.space.sizes
+    measured = cost_model.costs(np.array([[*sizes, 0, 0], [*sizes, 0, 1], [*sizes, 1, 1]])) == 1e3
+    assert measured.tolist() == [True, False, False]
+
+
+def test_predictors_of_spaces_with_and_without_blocks_are_kept_apart(skipping, fake_meter, keep, tmp_path):
+    cost_of(skipping, fake_meter(), keep, tmp_path)
+    keep.kept.clear()
+    without = SimpleNamespace(model=skipping.model, space=dataclasses.replace(skipping.space, blocks=()))
+    cost_of(without, fake_meter(), keep, tmp_path)
+    assert len(list(tmp_path.glob("predictor-*.json"))) == 2
+
+
+def test_an_over_parameterised_network_is_expected_to_take_what_its_operations_do(mbconv, fake_meter, keep, tmp_path):
+    meter = fake_meter(overhead_s=3e-4)
+    cost_model = cost_of(mbconv, meter, keep, tmp_path, surgery=OperationSurgery(), fit_policies=8)
+    space, candidates = mbconv.space, candidates_of(mbconv.space, [1.0])
+    assert cost_model.check.mape == pytest.approx(0, abs=1e-6)
+    # F(o) of every operation, in milliseconds: the fake runtime takes a microsecond per weight of its layers.
+    table = [
+        [
+            sum(layer.num_weights for layer in space.layers if is_part_of(layer.name, operation.modules)) / 1e3
+            for operation in block.operations
+        ]
+        for block in space.blocks
+    ]
+    always = 0.3 + sum(layer.num_weights for layer in space.layers if "candidates" not in layer.name) / 1e3
+    weights = np.random.default_rng(0).random(candidates.values.shape) * candidates.is_one
+    probabilities = torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)).requires_grad_()
+    found = cost_model.expected(candidates, probabilities)
+    times = torch.zeros_like(probabilities)
+    for number, row in enumerate(table):
+        times[number, : len(row)] = torch.tensor(row)
+    assert found.item() == pytest.approx(always + (probabilities * times).sum().item(), rel=1e-6)
+    [gradient] = torch.autograd.grad(found, probabilities)
+    assert gradient.numpy() == pytest.approx(times.numpy(), rel=1e-6, abs=1e-9)  # the slope in p_j is F(o_j)
+    chosen = np.array([[0, 1, 2, 3], [3, 0, 0, 0]])[:, : len(space.blocks)]
+    told = [always + sum(row[index] for row, index in zip(table, path, strict=True)) for path in chosen]
+    assert cost_model.costs(chosen) == pytest.approx(told, rel=1e-6)
+
+
+def test_random_networks_choose_few_and_many_of_each_operation(mbconv):
+    drawn = np.array(random_choices(mbconv.space, 200, seed=0))
+    sizes = [len(block.operations) for block in mbconv.space.blocks]
+    for column, size in zip(drawn.T, sizes, strict=True):
+        assert set(column) == set(range(size))
+    zeros = (drawn == 3).sum(axis=1)
+    assert (zeros.min(), zeros.max()) == (0, sum(size == 4 for size in sizes))
 
 
 @pytest.mark.parametrize("change", [{"max_points": 1}, {"rounds": 0}, {"fit_policies": 0}, {"check_policies": 1}])

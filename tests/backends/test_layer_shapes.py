@@ -9,6 +9,7 @@ from torch import nn
 from backends.cifar_resnet import CifarResNet
 from backends.groups import trace
 from backends.layer_shapes import layer_calls, layer_input, layer_module
+from backends.mixed_operation import mixed_operations
 from backends.surgery import extract
 
 
@@ -145,3 +146,33 @@ def test_a_network_that_refuses_a_single_image_is_followed_on_the_batch():
         ("conv", 8),
         ("linear", 1),
     ]
+
+
+def test_layers_of_every_candidate_are_there_for_their_operation_alone(mbconv):
+    calls = layer_calls(mbconv.model, mbconv.space, torch.zeros(2, 3, 8, 8))
+    assert sorted(call.name for call in calls) == sorted(layer.name for layer in mbconv.space.layers)
+    for call in calls:
+        layer = mbconv.space.layer_by_name[call.name]
+        assert (call.shape.height, call.shape.kernel[:1]) == (
+            layer.height,
+            (layer.kernel_size,)[: len(call.shape.kernel)],
+        )
+        if call.block < 0:
+            assert "candidates" not in call.name
+        else:
+            block = mbconv.space.blocks[call.block]
+            assert call.name.startswith(f"{block.operations[call.operation].modules[0]}.")
+    # What follows a candidate's layers is seen where it is the active one.
+    followed = {call.shape.activation for call in calls if call.name.endswith("depthwise.conv")}
+    assert followed == {"hardtanh"}
+    assert all(candidate.active == 0 for candidate in mixed_operations(mbconv.model).values())
+
+
+def test_layers_of_a_block_that_may_be_skipped_are_there_where_it_is_kept():
+    model, example = CifarResNet(depth=8, num_classes=10).eval(), torch.zeros(2, 3, 32, 32)
+    space = trace(model, example, divisor=1, min_keep_ratio=0.1, skip_blocks=True)
+    calls = layer_calls(model, space, example)
+    assert [call.name for call in calls] == [layer.name for layer in space.layers]
+    owners = {call.name: (call.block, call.operation) for call in calls}
+    assert owners["layer1.0.conv1"] == owners["layer1.0.conv2"] == (0, 0)
+    assert owners["conv1"] == owners["layer2.0.conv1"] == (-1, 0)
