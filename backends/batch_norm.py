@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backends.data import Split
-from backends.training import PRECISIONS, resolve_precision
+from backends.precision import PRECISIONS, resolve_precision
 from backends.workers import Workers
 from compsearch.space import Policy
 

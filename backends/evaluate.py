@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from backends.data import Split
 from backends.execution import PLAIN, Execution, choose_execution
+from backends.precision import PRECISIONS, resolve_precision
 from backends.recovery import Recovery
 from backends.surgery import Surgery
-from backends.training import PRECISIONS, resolve_precision
 from backends.workers import Workers
 from compsearch.protocols import CostModel
 from compsearch.space import Policy, SearchSpace

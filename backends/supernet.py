@@ -20,8 +20,9 @@ from backends.batch_stream import BatchStream
 from backends.data import Splits
 from backends.gating import Gating
 from backends.path_sgd import PathSGD
+from backends.precision import PRECISIONS, training_precision
 from backends.seeding import isolated_rng
-from backends.training import PRECISIONS, fits_channels_last, in_mode, num_batches, resolve_precision
+from backends.training import fits_channels_last, in_mode, num_batches
 from compsearch.space import BoolArray, FloatArray, IntArray
 
 #: Seeds of the two streams and of dropout are this far apart, so that runs of neighbouring seeds share nothing.
@@ -82,7 +83,7 @@ class Supernet:
         self._warmup_lr = warmup_lr
         self._lr = lr
         self._label_smoothing = label_smoothing
-        self._dtype = torch.bfloat16 if resolve_precision(precision, device) == "bfloat16" else None
+        self._dtype = torch.bfloat16 if training_precision(precision, gating.network, device) == "bfloat16" else None
         gating.network.to(device)
         self._format = torch.contiguous_format
         if fits_channels_last(gating.network, splits.train, device):

@@ -24,10 +24,9 @@ from tqdm import tqdm
 
 from backends.checkpoint import load_plain, save_atomically
 from backends.data import Split
+from backends.precision import PRECISIONS, training_precision
 from backends.seeding import get_rng_state, isolated_rng, set_rng_state
 from compsearch.trial import Measurement
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 #: Losses are looked at this often: on a GPU each look waits for the device.
 _STEPS_PER_LOOK = 10
@@ -41,8 +40,8 @@ _CHECKPOINT_INTERVAL_S = 10.0
 class Recipe:
     """How to train. `lr` is the peak, reached after `warmup_epochs` (fractions count).
 
-    `distill_weight` is the share of the distillation term in the loss, 0 for none. `precision` auto is bfloat16 where
-    the device has it natively (autocast: weights stay float32) and float32 elsewhere.
+    `distill_weight` is the share of the distillation term in the loss, 0 for none. `precision` is as
+    `backends.precision.training_precision` takes it (autocast: weights stay float32).
     """
 
     epochs: int
@@ -164,7 +163,7 @@ def _run(
     state = _State(network, optimizer, generator, device, _identity(network, split, recipe, seed))
     first_epoch = state.load(checkpoint) if checkpoint is not None and checkpoint.exists() else 0
     steps_per_epoch = num_batches(split.num_images, recipe.batch_size)
-    autocast_dtype = torch.bfloat16 if resolve_precision(recipe.precision, device) == "bfloat16" else None
+    autocast_dtype = torch.bfloat16 if training_precision(recipe.precision, network, device) == "bfloat16" else None
     bar = tqdm(
         desc=progress,
         total=recipe.epochs * steps_per_epoch,
@@ -265,17 +264,6 @@ def resolve_device(device: str) -> torch.device:
             )
         return torch.device("cuda", resolved.index or 0)
     return torch.device("cpu")
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """float32 or bfloat16, for one of `PRECISIONS`."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        native = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return "bfloat16" if native else "float32"
 
 
 def _lr(recipe: Recipe, position: float, step: float) -> float:

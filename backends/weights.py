@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from backends.checkpoint import load_plain, save_atomically
 from backends.data import Split
-from backends.training import Recipe, resolve_precision, structure_digest, train
+from backends.precision import training_precision
+from backends.training import Recipe, structure_digest, train
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def trained_weights(
     gives, and `seed`. An interrupted training resumes after its last whole epoch. Two processes that train the same do
     so twice, with the same result. Raises ValueError as `train` and `save_atomically` do.
     """
-    recipe = dataclasses.replace(recipe, precision=resolve_precision(recipe.precision, device))
+    recipe = dataclasses.replace(recipe, precision=training_precision(recipe.precision, network, device))
     made_from = {
         "description": dict(description),
         "structure": structure_digest(network),

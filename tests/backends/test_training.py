@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from backends import training
 from backends.augmentation import ShiftFlip
 from backends.data import Normalisation, TensorSplit
+from backends.precision import resolve_precision, training_precision
 from backends.seeding import isolated_rng
-from backends.training import Recipe, measure, resolve_device, resolve_precision, train, training_loss
+from backends.training import Recipe, measure, resolve_device, train, training_loss
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -398,3 +399,13 @@ def test_training_on_cuda_follows_from_its_seed_and_leaves_both_global_generator
     assert torch.equal(torch.cuda.get_rng_state(device), before[1])
     for first, second in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
         torch.testing.assert_close(first, second)
+
+
+def test_networks_with_depthwise_convolutions_train_in_float32_on_the_cpu() -> None:
+    depthwise = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
+    grouped = nn.Sequential(nn.Conv2d(8, 8, 3, groups=2))
+    native = resolve_precision("auto", CPU)
+    assert training_precision("auto", depthwise, CPU) == "float32"
+    assert training_precision("auto", grouped, CPU) == native
+    assert training_precision("auto", make_network(), CPU) == native
+    assert training_precision("bfloat16", depthwise, CPU) == "bfloat16"
