@@ -77,6 +77,7 @@ class NetworkEvaluator:
         self._workers = Workers(1 if device.type == "cuda" else num_workers)
         self._cache: dict[Policy, Measurement] = {}
         self._weights = self._weights_now()
+        self._log_level = logging.INFO
 
     def measure(self, policies: Sequence[Policy]) -> list[Measurement]:
         """One measurement per policy, in that order. Raises ValueError when a policy doesn't fit the space.
@@ -120,7 +121,8 @@ class NetworkEvaluator:
         other = self._space.select(counts, np.zeros(self._space.num_units), operations)
         network, dense = self.recovered(policy), self._cut(other)
         dtype = getattr(torch, resolve_precision(self._precision, self._device))
-        execution = choose_execution(network, dense, self._images, self._workers, dtype)
+        execution = choose_execution(network, dense, self._images, self._workers, dtype, self._log_level)
+        self._log_level = logging.DEBUG  # once is enough for people who train the model that is scored
         if self._precision == "bfloat16" and execution.dtype != torch.bfloat16:
             log.warning("evaluator.precision=bfloat16 is not used: it changes too many predictions of this network")
         return execution

@@ -103,12 +103,17 @@ PLAIN = Execution(_no_plan, torch.float32)
 
 
 def choose_execution(
-    network: nn.Module, dense: nn.Module, batches: Sequence[Tensor], workers: Workers, dtype: torch.dtype
+    network: nn.Module,
+    dense: nn.Module,
+    batches: Sequence[Tensor],
+    workers: Workers,
+    dtype: torch.dtype,
+    level: int = logging.INFO,
 ) -> Execution:
     """The fastest execution in `dtype` or float32 that predicts what the plain network does, checked on `network`.
 
     `network` and `dense` are in eval mode and were extracted by different policies: where their code gives the same
-    plan, it holds for all. The choice is logged.
+    plan, it holds for all. The choice is logged at `level`.
     """
     plan = make_plan(network)
     plan_of = (lambda _: plan) if plan is not None and plan == make_plan(dense) else make_plan
@@ -117,14 +122,19 @@ def choose_execution(
         return PLAIN
     for candidate in dict.fromkeys((dtype, torch.float32)):
         for way in (plan_of, _no_plan) if plan is not None else (_no_plan,):
-            execution = _checked(Execution(way, candidate), network, batches, workers, expected)
+            execution = _checked(Execution(way, candidate), network, batches, workers, expected, level)
             if execution is not None:
                 return execution
     return PLAIN
 
 
 def _checked(
-    execution: Execution, network: nn.Module, batches: Sequence[Tensor], workers: Workers, expected: Tensor
+    execution: Execution,
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    workers: Workers,
+    expected: Tensor,
+    level: int,
 ) -> Execution | None:
     doubtful = 0.0
     try:
@@ -134,10 +144,11 @@ def _checked(
             execution = dataclasses.replace(execution, doubt=_DOUBT * math.sqrt(2) * float(error))
             logits, doubtful = execution.logits(network, batches, workers)
     except Exception as error:  # a network's own code may fail in any way on another dtype, or by a plan
-        log.info("scoring can't use %s: %s", execution, (str(error).splitlines() or [type(error).__name__])[0])
+        log.log(level, "scoring can't use %s: %s", execution, (str(error).splitlines() or [type(error).__name__])[0])
         return None
     disagreement = _disagreement(logits, expected)
-    log.info(
+    log.log(
+        level,
         "scoring in %s: predictions differ from the plain network's on %.2f%% of images, %.1f%% run twice",
         execution,
         100 * disagreement,

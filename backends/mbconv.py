@@ -12,13 +12,18 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from backends.mixed_operation import Cell, MixedOperation, Zero
 from compsearch.space import ZERO
 
 _NAME = re.compile(r"k([1-9]\d*)_e([1-9]\d*)")
 _STAGE = ("channels", "cells", "stride")
+
+#: Between the copies of a channel, so that they learn different things: a factor's standard deviation.
+_NOISE = 0.1
 
 
 def build(
@@ -31,6 +36,7 @@ def build(
     head_channels: int,
     candidates: Sequence[str],
     width_multiplier: float,
+    alike: bool,
     max_cells: int | None = None,
 ) -> MBConvNetwork:
     """The network with all `candidates` in each cell of `stages`; its initial weights are torch's global generator's.
@@ -38,7 +44,8 @@ def build(
     Candidates are called k7_e6 for a 7×7 depthwise convolution behind a sixfold expansion, or zero for none, which is
     offered only where a cell has a shortcut. Each of `stages` has `channels`, `cells` and the `stride` of its first
     cell, and no more cells than `max_cells` where that is given. `width_multiplier` scales all widths, to multiples of
-    8, but never narrows the head (MobileNetV2, section 4).
+    8, but never narrows the head (MobileNetV2, section 4). With `alike` the candidates of a cell start as nearly the
+    same function, see `make_alike`.
 
     Raises ValueError for what makes no network.
     """
@@ -65,7 +72,7 @@ def build(
             row.append(_cell(ins, outs, stride, kernels, offers_zero=ZERO in candidates))
             ins = outs
         cells.append(nn.Sequential(*row))
-    return MBConvNetwork(
+    network = MBConvNetwork(
         stem_channels=_scaled(stem_channels, width_multiplier),
         stem_stride=stem_stride,
         first_channels=first,
@@ -74,6 +81,37 @@ def build(
         head_channels=_scaled(head_channels, max(1.0, width_multiplier)),
         num_classes=num_classes,
     )
+    if alike:
+        for module in network.modules():
+            if isinstance(module, MixedOperation):
+                make_alike([part for part in module.candidates if isinstance(part, MBConv)])
+    return network
+
+
+def make_alike(candidates: Sequence[MBConv]) -> None:
+    """Gives all of `candidates` the function of the last one, the smallest, but for a tenth of noise.
+
+    A larger kernel has the smaller one's weights in its middle and zeros around them; a wider expansion repeats the
+    narrower one's channels, and its projection shares their weights among the copies (as Net2Net does; Chen et al.,
+    ICLR 2016, arXiv:1511.05641, section 2.1). What follows a cell then reads much the same features along all paths;
+    where every path has features of its own, a supernet learns next to nothing in its first epochs.
+    """
+    smallest = candidates[-1]
+    with torch.no_grad():
+        for candidate in candidates[:-1]:
+            for part, weight in candidate.named_parameters():
+                if weight.dim() == 4:
+                    own = smallest.get_parameter(part)
+                    weight.copy_(_spread(own, weight) * (1 + _NOISE * torch.randn_like(weight)))
+
+
+def _spread(weight: Tensor, like: Tensor) -> Tensor:
+    """`weight` in the shape of `like`: outputs repeated, inputs repeated at a share each, the kernel in the middle."""
+    copies = -(-like.shape[1] // weight.shape[1])
+    outputs = torch.arange(like.shape[0]) % weight.shape[0]
+    inputs = torch.arange(like.shape[1]) % weight.shape[1]
+    margin = (like.shape[2] - weight.shape[2]) // 2
+    return F.pad(weight[outputs][:, inputs] / copies, (margin, margin, margin, margin))
 
 
 class MBConvNetwork(nn.Module):

@@ -42,6 +42,7 @@ class OnnxTemplate:
         assert exported is not None
         self._onnx = onnx
         self._proto = exported.model_proto
+        self._bare()
         self._loosen()
 
     def model(self, network: nn.Module) -> bytes:
@@ -56,6 +57,36 @@ class OnnxTemplate:
                 initializer.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array), initializer.name))
         content: bytes = proto.SerializeToString()
         return content
+
+    def _bare(self) -> None:
+        """Takes out the casts and expansions around weights and constants that the exporter's optimiser would.
+
+        With them, ONNX Runtime does not see that norms and clips are of constants, and fuses none of them into the
+        convolutions before them: MobileNetV2 then takes six times as long.
+        """
+        graph = self._proto.graph
+        maker = {output: node for node in graph.node for output in node.output}
+        weights = {value.name: value for value in graph.initializer}
+
+        def source(name: str, through: tuple[str, ...]) -> str:
+            while name in maker and maker[name].op_type in through:
+                name = maker[name].input[0]
+            return name
+
+        for node in graph.node:
+            for index, name in enumerate(node.input):
+                # All numbers of a network are float32 here, so that a cast to the type of another is none.
+                node.input[index] = source(name, ("CastLike",))
+                if node.op_type == "BatchNormalization" and index:
+                    weight = source(name, ("CastLike", "Expand"))
+                    if weight in weights and len(weights[weight].dims) == 1:
+                        node.input[index] = weight
+        used = {output.name for output in graph.output}
+        for node in reversed(list(graph.node)):
+            if used.isdisjoint(node.output):
+                graph.node.remove(node)
+            else:
+                used.update(node.input)
 
     def _loosen(self) -> None:
         """Leaves channels open in the shapes that operations are given."""

@@ -56,6 +56,14 @@ class NetworkWorkbench:
         self.batch_size = batch_size
         self.latency = latency
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its networks' accuracies must know, a sentence each."""
+        if not isinstance(self.recipe, ScratchRecipe):
+            return ()
+        shared = "dense, compressed and uniform have the weights that all paths of the supernet share; "
+        return (f"{shared if is_of_operations(self.space) else ''}fine-tuned was trained from scratch",)
+
     def dense(self) -> nn.Module:
         """The network as given; of one with several operations in each place, the network of the dearest ones."""
         return self._dearest if is_of_operations(self.space) else self.model

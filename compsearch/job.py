@@ -273,6 +273,7 @@ def _summary(
             f"nothing was learned here: {learned['run']} did, at cost_ratio {learned['cost_ratio']:g}, and its search "
             "is not counted above"
         )
+    notes.extend(parts.workbench.notes)
     notes.extend(filter(None, (getattr(model, "note", "") for model in parts.cost_models.values())))
     notes.extend(f"energy of a batch, {name}: {reading}" for name, reading in report["energies"].items())
     notes.extend(_budget_notes(config, parts, rows, report, members))

@@ -124,6 +124,11 @@ class Workbench(Protocol):
     A network is the backend's own object; the run only hands it around. Networks are never changed by being measured.
     """
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of its networks' accuracies must know, a sentence each."""
+        ...
+
     def dense(self) -> Any:
         """The network everything is compared to."""
         ...

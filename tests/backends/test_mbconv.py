@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backends.macs import MacsCost, ParamsCost
 from backends.mbconv import MBConvNetwork, build
-from backends.mixed_operation import Cell, mixed_operations
+from backends.mixed_operation import Cell, MixedOperation, mixed_operations
 from backends.operation_space import operation_space
 from backends.operation_surgery import OperationSurgery
 from compsearch.composition import compose_config, make
@@ -30,6 +30,7 @@ def small(**changes: Any) -> MBConvNetwork:
         "head_channels": 24,
         "candidates": ["k3_e3", "zero", "k5_e6"],
         "width_multiplier": 1.0,
+        "alike": False,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -138,3 +139,18 @@ def test_the_model_chosen_on_the_command_line_wins_over_the_space() -> None:
         assert config["model"]["name"] == "mbconv_imagenet"
         assert config["surgery"]["_target_"].endswith("OperationSurgery")
     assert compose_config(["space=mbconv", "run_name=test"])["model"]["name"] == "mbconv"
+
+
+def test_candidates_that_start_alike_give_nearly_the_same() -> None:
+    names = ["k3_e3", "k5_e3", "k3_e6", "k7_e6", "zero"]
+    stages = [{"channels": 16, "cells": 2, "stride": 1}]
+    images = torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+    similar = {}
+    for alike in (True, False):
+        network = small(candidates=names, stages=stages, alike=alike)
+        [mixed, _] = [module for module in network.modules() if isinstance(module, MixedOperation)]
+        with torch.no_grad():
+            outputs = torch.stack([candidate(images).flatten() for candidate in mixed.candidates])
+        similar[alike] = float(torch.corrcoef(outputs)[-1, :-1].min())
+    assert similar[True] > 0.95
+    assert similar[False] < 0.5
