@@ -7,6 +7,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from backends.mixed_operation import Cell, Zero, block_operations, is_of_operations
@@ -47,8 +48,11 @@ class OperationSurgery:
         return copy.deepcopy(model, memo)
 
     def structure(self, model: nn.Module, space: SearchSpace, policy: Policy) -> nn.Module:
-        """The network itself: its modules are the policy's."""
-        return self(model, space, policy)
+        """The network itself, as its modules are the policy's, in the contiguous format.
+
+        `model` may be in the one that it was trained in, and what is read back is to be the same to the last bit.
+        """
+        return self(model, space, policy).to(memory_format=torch.contiguous_format)
 
     def typical(self, model: nn.Module, space: SearchSpace, keep_ratio: float) -> Policy:
         """The operations whose MACs are nearest to `keep_ratio` of their block's dearest.

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from backends import runtimes
@@ -75,6 +76,23 @@ def test_a_template_computes_what_each_network_does(tiny):
     with torch.no_grad():
         session = runtimes.OnnxSession(template.model(network), threads=1, provider="CPU")
         torch.testing.assert_close(session(IMAGES), network(IMAGES), atol=1e-5, rtol=1e-5)
+
+
+def test_onnxruntime_fuses_norms_and_activations_into_the_convolutions_of_a_template(tiny, tmp_path):
+    import onnx
+    import onnxruntime
+
+    for name, network, size in (
+        ("tiny", tiny.model, 8),
+        ("mobilenet", torchvision.models.mobilenet_v2(width_mult=0.25).eval(), 32),
+    ):
+        model = OnnxTemplate(network, torch.zeros(1, 3, size, size)).model(network)
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / f"{name}.onnx")
+        options.log_severity_level = 4
+        onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        kinds = {node.op_type for node in onnx.load(tmp_path / f"{name}.onnx").graph.node}
+        assert not kinds & {"BatchNormalization", "Clip", "Cast", "Expand"}
 
 
 def test_a_network_whose_sizes_are_in_the_graph_is_exported_anew():
