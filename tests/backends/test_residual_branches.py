@@ -454,7 +454,9 @@ def test_a_skipped_block_of_a_resnet_is_one_whose_last_norm_gives_zeros() -> Non
         assert torch.equal(extract(model, space, skipping(space, "layer2.1", "layer2.2"))(x), silenced(x))
 
 
-@pytest.mark.parametrize("name", ["resnet20", *FAMILIES[1:]])
+@pytest.mark.parametrize(
+    "name", ["resnet20", slow("efficientnet_b0"), *FAMILIES[2:4], slow("regnet_y_400mf"), "resnet18"]
+)
 def test_extracted_logits_equal_masked_ones_with_fewer_channels_and_blocks(name: str) -> None:
     model, x = classifier(name), images(2)
     space = space_of(model)
@@ -464,7 +466,7 @@ def test_extracted_logits_equal_masked_ones_with_fewer_channels_and_blocks(name:
             assert difference(extract(model, space, policy)(x), mask(model, space, policy)(x)) < 1e-5
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, "vit_b_16"])
+@pytest.mark.parametrize("name", [*FAMILIES[2:], *map(slow, [*FAMILIES[:2], "vit_b_16"])])
 def test_the_ledger_is_exact_for_random_operations(name: str) -> None:
     model = shapes_of(name)
     space = space_of(model)
@@ -501,7 +503,7 @@ def test_a_space_of_other_operations_is_refused() -> None:
     [first, *others] = space.blocks
     keep, zero = first.operations
     odd = dataclasses.replace(space, blocks=(Block(first.name, (keep, Operation("other"), zero)), *others))
-    with pytest.raises(ValueError, match=r"can be kept or skipped, but 'layer1\.0' offers keep, other, zero"):
+    with pytest.raises(ValueError, match="surgery=channels removes channels, but the space is one of 7 operations"):
         extract(model, odd, odd.full_policy())
 
 

@@ -120,7 +120,9 @@ def test_the_table_says_what_was_trained_from_scratch(whole: tuple[str, Path, An
     assert any("trained from scratch" in note for note in result.summary.notes) == (space == "mbconv")
 
 
-@pytest.mark.parametrize("num_steps", [1, 3, 5])
+@pytest.mark.parametrize(
+    "num_steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(
     whole: tuple[str, Path, Any], num_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,14 +150,21 @@ def test_a_search_that_was_killed_goes_on_as_if_it_had_not_been(
     assert policies[0] == policies[1]
 
 
-@pytest.mark.parametrize("estimator", ["two_path", "reinforce"])
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(
+    ("space", "estimator"),
+    [
+        ("width", "two_path"),
+        ("mbconv", "reinforce"),
+        pytest.param("width", "reinforce", marks=pytest.mark.slow),
+        pytest.param("mbconv", "two_path", marks=pytest.mark.slow),
+    ],
+)
 def test_the_other_estimators_run_too(space: str, estimator: str, tmp_path: Path) -> None:
     options = [f"searcher.estimator={estimator}", "searcher.reinforce_samples=3", "finetune.epochs=0"]
     assert (compress(space, tmp_path / "run", *options).trials["cost_ratio"] <= 0.6).all()
 
 
-@pytest.mark.parametrize("searcher", ["amc", "legr", "evolution", "global_magnitude"])
+@pytest.mark.parametrize("searcher", ["amc", "legr"])
 def test_searchers_of_channels_are_refused_in_a_space_of_operations(searcher: str) -> None:
     config = compose_config([f"searcher={searcher}", "space=mbconv", "run_name=run", "model.build.max_cells=1"])
     with pytest.raises(ValueError, match="chooses channels, but this space has operations only") as caught:
