@@ -64,8 +64,12 @@ def _describe_sparse(space: SearchSpace, cost_models: Iterable[CostModel]) -> st
 
 
 def _totals(space: SearchSpace, cost_models: Iterable[CostModel]) -> list[str]:
+    # Of the dense network, which has each block's first operation alone.
+    others = [operation for block in space.blocks for operation in block.operations[1:]]
     macs = sum(layer.macs for layer in space.layers) + space.constant_macs
-    totals = [f"{macs:,.0f} FLOPs (MACs), {sum(space.parameter_sizes.values()):,} parameters"]
+    macs -= sum(_macs_of(space, operation) for operation in others)
+    params = sum(space.parameter_sizes.values()) - sum(_params_of(space, operation) for operation in others)
+    totals = [f"{macs:,.0f} FLOPs (MACs), {params:,} parameters"]
     for cost_model in cost_models:
         extremes = np.stack([space.dense_choices, space.smallest_choices])
         dense, lowest = (float(cost) for cost in cost_model.costs(extremes))
@@ -79,14 +83,22 @@ def _blocks(space: SearchSpace) -> list[tuple[str, str, str]]:
     for block in space.blocks:
         macs = _macs_of(space, block.operations[0])
         names = [operation.name for operation in block.operations]
-        rows.append((block.name, _some(names) if len(names) > 3 else " or ".join(names), f"{macs:,.0f}"))
+        rows.append((block.name, " or ".join(names), f"{macs:,.0f}"))
     return rows
 
 
 def _macs_of(space: SearchSpace, operation: Operation) -> float:
     """Of the layers that are there for `operation` alone."""
-    within = tuple(f"{module}." for module in operation.modules)
-    return sum(layer.macs for layer in space.layers if layer.parameter.startswith(within))
+    return sum(layer.macs for layer in space.layers if layer.parameter.startswith(_within(operation)))
+
+
+def _params_of(space: SearchSpace, operation: Operation) -> int:
+    """Elements of the parameters that are there for `operation` alone."""
+    return sum(size for name, size in space.parameter_sizes.items() if name.startswith(_within(operation)))
+
+
+def _within(operation: Operation) -> tuple[str, ...]:
+    return tuple(f"{module}." for module in operation.modules)
 
 
 def _counts(counts: Sequence[int]) -> str:

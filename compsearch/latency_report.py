@@ -13,7 +13,7 @@ from typing import Any
 
 from compsearch.assembly import network_parts, traced_space
 from compsearch.budget import budget_from_ratio
-from compsearch.composition import check, make
+from compsearch.composition import check, make, takes
 from compsearch.report.latency_plot import save_latency
 from compsearch.report.latency_table import LatencyRow, latency_markdown, latency_table
 from compsearch.report.predictor_plot import CheckedPolicy, save_predictor
@@ -39,6 +39,11 @@ def report_latency(config: Mapping[str, Any], path: Path, *, ignore: Sequence[st
     Raises ValueError for what a user can mend.
     """
     check(config)
+    if not takes(config["space"], "divisor", place="space"):
+        raise ValueError(
+            "a latency report is of networks with fewer channels, but this space removes none; use space=channels and "
+            "a network of one operation in each place"
+        )
     with RunFolder(path, config, ignore=ignore) as folder:
         network = {**config, "model": {**config["model"], "weights": "random"}}
         available = network_parts(network)

@@ -16,6 +16,8 @@ from backends.mixed_operation import MixedOperation
 from backends.seeding import isolated_rng
 from compsearch.assembly import assemble
 from compsearch.composition import compose_config
+from compsearch.job import inspect
+from compsearch.latency_report import report_latency
 from searchers.proxylessnas import ProxylessNAS
 
 SEARCH = [
@@ -184,3 +186,18 @@ def test_blocks_are_skipped_only_by_searchers_that_can() -> None:
         parts = assemble(config)
         assert len(parts.space.blocks) == num_blocks
         assert parts.shapes["space"] == {"skip_blocks": num_blocks > 0}
+
+
+def test_a_table_of_operations_counts_the_dense_network_alone() -> None:
+    config = compose_config(["space=mbconv", "model.build.max_cells=1", "run_name=run", "searcher=uniform"])
+    text = inspect(config)
+    parts = assemble({**config, "recover": config["finalist"]["recover"]})
+    dense = [parts.cost_models[name].cost(parts.space.full_policy()) for name in ("macs", "params")]
+    assert f"{dense[0]:,.0f} FLOPs (MACs), {dense[1]:,.0f} parameters" in text
+    assert "k7_e6 or k5_e6 or k3_e6" in text
+
+
+def test_a_latency_report_of_operations_is_refused_in_one_line(tmp_path: Path) -> None:
+    config = compose_config(["space=mbconv", "run_name=run"])
+    with pytest.raises(ValueError, match="removes none; use space=channels"):
+        report_latency(config, tmp_path / "latency", ignore=())
