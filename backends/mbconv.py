@@ -12,6 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,9 +22,6 @@ from compsearch.space import ZERO
 
 _NAME = re.compile(r"k([1-9]\d*)_e([1-9]\d*)")
 _STAGE = ("channels", "cells", "stride")
-
-#: Between the copies of a channel, so that they learn different things: a factor's standard deviation.
-_NOISE = 0.1
 
 
 def build(
@@ -36,7 +34,7 @@ def build(
     head_channels: int,
     candidates: Sequence[str],
     width_multiplier: float,
-    alike: bool,
+    alike_noise: float | None,
     max_cells: int | None = None,
 ) -> MBConvNetwork:
     """The network with all `candidates` in each cell of `stages`; its initial weights are torch's global generator's.
@@ -44,8 +42,8 @@ def build(
     Candidates are called k7_e6 for a 7×7 depthwise convolution behind a sixfold expansion, or zero for none, which is
     offered only where a cell has a shortcut. Each of `stages` has `channels`, `cells` and the `stride` of its first
     cell, and no more cells than `max_cells` where that is given. `width_multiplier` scales all widths, to multiples of
-    8, but never narrows the head (MobileNetV2, section 4). With `alike` the candidates of a cell start as nearly the
-    same function, see `make_alike`.
+    8, but never narrows the head (MobileNetV2, section 4). With `alike_noise` the candidates of a cell start as nearly
+    the same function, see `make_alike`; each has weights of its own where it is None.
 
     Raises ValueError for what makes no network.
     """
@@ -81,37 +79,46 @@ def build(
         head_channels=_scaled(head_channels, max(1.0, width_multiplier)),
         num_classes=num_classes,
     )
-    if alike:
+    if alike_noise is not None:
+        if alike_noise < 0 or len({expansion > 1 for _, expansion in kernels}) > 1:
+            raise ValueError(
+                "candidates can start alike where all expand or none does, with noise of at least 0, but got "
+                f"{alike_noise=} and {list(candidates)}; use model.build.alike_noise=null"
+            )
         for module in network.modules():
             if isinstance(module, MixedOperation):
-                make_alike([part for part in module.candidates if isinstance(part, MBConv)])
+                make_alike([part for part in module.candidates if isinstance(part, MBConv)], alike_noise)
     return network
 
 
-def make_alike(candidates: Sequence[MBConv]) -> None:
-    """Gives all of `candidates` the function of the last one, the smallest, but for a tenth of noise.
+def make_alike(candidates: Sequence[MBConv], noise: float) -> None:
+    """Gives all of `candidates` the function of the one with the smallest kernel, then expansion, but for noise.
 
     A larger kernel has the smaller one's weights in its middle and zeros around them; a wider expansion repeats the
     narrower one's channels, and its projection shares their weights among the copies (as Net2Net does; Chen et al.,
-    ICLR 2016, arXiv:1511.05641, section 2.1). What follows a cell then reads much the same features along all paths;
-    where every path has features of its own, a supernet learns next to nothing in its first epochs.
+    ICLR 2016, arXiv:1511.05641, section 2.1). A narrower expansion behind a larger kernel has a part of the channels.
+    Weights are multiplied by 1 + N(0, `noise`), so that copies learn different things. What follows a cell then reads
+    much the same features along all paths; where every path has features of its own, a supernet learns next to nothing
+    in its first epochs.
     """
-    smallest = candidates[-1]
+    smallest = min(candidates, key=lambda each: each.size)
     with torch.no_grad():
-        for candidate in candidates[:-1]:
+        for candidate in candidates:
+            if candidate is smallest:
+                continue
             for part, weight in candidate.named_parameters():
                 if weight.dim() == 4:
                     own = smallest.get_parameter(part)
-                    weight.copy_(_spread(own, weight) * (1 + _NOISE * torch.randn_like(weight)))
+                    weight.copy_(_spread(own, weight) * (1 + noise * torch.randn_like(weight)))
 
 
 def _spread(weight: Tensor, like: Tensor) -> Tensor:
     """`weight` in the shape of `like`: outputs repeated, inputs repeated at a share each, the kernel in the middle."""
-    copies = -(-like.shape[1] // weight.shape[1])
-    outputs = torch.arange(like.shape[0]) % weight.shape[0]
-    inputs = torch.arange(like.shape[1]) % weight.shape[1]
+    outputs, inputs = (np.arange(wanted) % own for wanted, own in zip(like.shape[:2], weight.shape[:2], strict=True))
+    shares = torch.from_numpy(1 / np.bincount(inputs)[inputs]).to(weight)
     margin = (like.shape[2] - weight.shape[2]) // 2
-    return F.pad(weight[outputs][:, inputs] / copies, (margin, margin, margin, margin))
+    spread = weight[torch.from_numpy(outputs)][:, torch.from_numpy(inputs)] * shares.view(1, -1, 1, 1)
+    return F.pad(spread, (margin, margin, margin, margin))
 
 
 class MBConvNetwork(nn.Module):
@@ -165,6 +172,8 @@ class MBConv(nn.Sequential):
         layers["depthwise"] = _conv_norm(inner, inner, kernel_size, stride=stride, groups=inner)
         layers["project"] = _conv_norm(inner, outs, 1, activates=False)
         super().__init__(layers)
+        #: Kernel size and expansion.
+        self.size = (kernel_size, expansion)
 
 
 def _conv_norm(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from backends.looking import statistics_kept, without_gradients
 from backends.macs import is_part_of
 from backends.mixed_operation import MixedOperation, Zero, block_operations, is_of_operations, set_operations
 from compsearch.candidates import candidates_of
@@ -39,6 +39,13 @@ class OperationGates:
         self.candidates = candidates_of(space, keep_ratios=[1.0])
         self._space = space
         self._blocks = block_operations(model, space)
+        #: The block and operation that each parameter is there for alone.
+        self._owners: dict[str, tuple[int, int] | None] = {name: None for name, _ in model.named_parameters()}
+        for number, block in enumerate(space.blocks):
+            for index, operation in enumerate(block.operations):
+                for name in self._owners:
+                    if is_part_of(name, operation.modules):
+                        self._owners[name] = (number, index)
 
     def logits(self, images: Tensor, path: IntArray) -> Tensor:
         """Logits [B, num_classes] of `images` [B, C, H, W] along `path`; gradients reach the path's weights.
@@ -69,7 +76,7 @@ class OperationGates:
             for mixed, gate, index, row in zip(self._blocks, gates, path, wanted, strict=True)
         ]
         try:
-            with self._on(path), _without_gradients(self.network), _statistics_kept(self.network):
+            with self._on(path), without_gradients(self.network), statistics_kept(self.network):
                 logits: Tensor = self.network(images)
         finally:
             for handle in handles:
@@ -86,15 +93,8 @@ class OperationGates:
 
     def movable(self, path: IntArray) -> Mapping[str, Tensor | None]:
         """The parameters outside of blocks and those of the active operations, by name; all of their entries."""
-        operations = self.candidates.choices(path)
-        idle = [
-            module
-            for block, active in zip(self._space.blocks, operations, strict=True)
-            for index, operation in enumerate(block.operations)
-            if index != active
-            for module in operation.modules
-        ]
-        return {name: None for name, _ in self.network.named_parameters() if not is_part_of(name, idle)}
+        operations = self.candidates.choices(path).tolist()
+        return {name: None for name, owner in self._owners.items() if owner is None or operations[owner[0]] == owner[1]}
 
     @contextlib.contextmanager
     def _on(self, path: IntArray) -> Iterator[None]:
@@ -149,7 +149,7 @@ class _Gates(torch.autograd.Function):
         x, result = ctx.saved_tensors
         found = torch.zeros(ctx.num_gates, dtype=torch.float64, device=gradient.device)
         device, dtype, enabled = ctx.context
-        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=enabled), _statistics_kept(ctx.candidates):
+        with torch.no_grad(), torch.autocast(device, dtype=dtype, enabled=enabled), statistics_kept(ctx.candidates):
             for index in ctx.wanted:
                 candidate = ctx.candidates[index]
                 if isinstance(candidate, Zero):
@@ -158,32 +158,3 @@ class _Gates(torch.autograd.Function):
                 found[index] = (gradient * other).sum(dtype=torch.float64)
                 del other  # before the next one is made
         return found, None, gradient, None, None, None, None
-
-
-@contextlib.contextmanager
-def _without_gradients(network: nn.Module) -> Iterator[None]:
-    """Inside, no operation on `network`'s parameters is recorded."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """Inside, norms in training mode use the batch's statistics and leave the running ones alone."""
-    # A momentum of 0 would do so too, but for statistics that are not finite.
-    norms = [
-        norm for norm in module.modules() if isinstance(norm, _NormBase) and norm.training and norm.track_running_stats
-    ]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

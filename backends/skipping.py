@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
+from backends.mixed_operation import Zero
 from compsearch.space import ZERO, Policy, SearchSpace
-
-
-class Zeros(nn.Module):
-    """Zeros of its input's shape, which they share no memory with."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape, and the same."""
-        return torch.zeros_like(x)
 
 
 def skipped_branches(space: SearchSpace, policy: Policy) -> list[tuple[str, ...]]:
@@ -47,7 +39,7 @@ def skip(network: nn.Module, branches: Sequence[Sequence[str]]) -> None:
         for name in modules:
             parent, _, attribute = name.rpartition(".")
             owner = network.get_submodule(parent)
-            stands_in = Zeros() if name in (modules[0], modules[-1]) else nn.Identity()
+            stands_in = Zero() if name in (modules[0], modules[-1]) else nn.Identity()
             setattr(owner, attribute, stands_in.train(network.get_submodule(name).training))
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from backends.batch_stream import BatchStream
 from backends.data import Splits
 from backends.gating import Gating
+from backends.looking import statistics_kept
 from backends.path_sgd import PathSGD
 from backends.precision import PRECISIONS, training_precision
 from backends.seeding import isolated_rng
@@ -128,7 +129,8 @@ class Supernet:
         """See `compsearch.protocols.Supernet`."""
         images, labels = self._next(self._search)
         found = []
-        with in_mode(self.gating.network, training=True), torch.no_grad():
+        network = self.gating.network
+        with in_mode(network, training=True), statistics_kept(network), torch.no_grad():
             for path in paths:
                 with self._seeded(-1 - self._num_looks), self._autocast():
                     logits = self.gating.logits(images, path).float()
@@ -149,8 +151,9 @@ class Supernet:
         return self._lr_scale * peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
     def slow_down(self) -> None:
-        """Halves the learning rate from here on."""
+        """Halves the learning rate from here on, and lets an epoch of its schedule pass."""
         self._lr_scale /= 2
+        self._num_steps += self.steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, on the CPU, and plain values; nothing shared with the network."""

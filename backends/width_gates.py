@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from backends.looking import statistics_kept, without_gradients
 from backends.macs import is_part_of
 from compsearch.candidates import candidates_of
 from compsearch.importance import LayerImportance
@@ -62,6 +63,7 @@ class WidthGates:
         self._sites: dict[str, list[Site]] = {}
         for site in space.sites:
             self._sites.setdefault(site.parameter, []).append(site)
+        self._units_on: dict[tuple[str, int, torch.device], Tensor] = {}
         #: What multiplies the output of each block's last module.
         self._block_gates: list[Tensor] = [torch.ones(()) for _ in space.blocks]
         modules = dict(self.network.named_modules())
@@ -78,17 +80,11 @@ class WidthGates:
         self, images: Tensor, path: IntArray, wanted: BoolArray
     ) -> tuple[Tensor, Callable[[], FloatArray]]:
         """See `Gating`. All gates' gradients come with one pass, whichever are wanted."""
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
         mask = self._kept(path).to(images).requires_grad_()
         gates = [torch.tensor(float(index == 0), device=images.device) for index in self._operations(path)]
         gates = [gate.requires_grad_() for gate in gates]
-        try:
+        with without_gradients(self.network), statistics_kept(self.network):
             logits = self._run(images, path, mask, gates)
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
 
         def gradients() -> FloatArray:
             found = np.zeros(wanted.shape)
@@ -108,7 +104,8 @@ class WidthGates:
 
     def movable(self, path: IntArray) -> Mapping[str, Tensor | None]:
         """See `Gating`: entries that only kept channels have, of layers in blocks that are not skipped."""
-        kept = torch.cat([self._kept(path), torch.ones(1, dtype=torch.bool)])
+        device = next(self.network.parameters()).device
+        kept = torch.cat([self._kept(path), torch.ones(1, dtype=torch.bool)]).to(device)
         skipped = [
             module
             for block, index in zip(self._space.blocks, self._operations(path).tolist(), strict=True)
@@ -123,9 +120,9 @@ class WidthGates:
             for site in self._sites.get(name, []):
                 shape = [1] * parameter.dim()
                 shape[site.dim] = -1
-                own = kept[torch.from_numpy(site.units)].view(shape)
+                own = kept[self._units(site, device)].view(shape)
                 mask = own if mask is None else mask & own
-            found[name] = None if mask is None or bool(mask.all()) else mask.to(parameter.device)
+            found[name] = mask
         return found
 
     def _run(self, images: Tensor, path: IntArray, mask: Tensor, gates: Sequence[Tensor] | None = None) -> Tensor:
@@ -133,14 +130,20 @@ class WidthGates:
         parameters = dict(self.network.named_parameters())
         changed = {}
         for name, site in self._readers.items():
-            units = torch.from_numpy(site.units).to(mask.device)
             weight = parameters[name]
-            changed[name] = weight * padded[units].view(1, -1, *[1] * (weight.dim() - 2))
+            changed[name] = weight * padded[self._units(site, mask.device)].view(1, -1, *[1] * (weight.dim() - 2))
         if gates is None:
             gates = [torch.tensor(float(index == 0), device=images.device) for index in self._operations(path)]
         self._block_gates = list(gates)
         logits: Tensor = functional_call(self.network, changed, (images,))
         return logits
+
+    def _units(self, site: Site, device: torch.device) -> Tensor:
+        """The units of a site's entries, brought to the device once."""
+        key = (site.parameter, site.dim, device)
+        if key not in self._units_on:
+            self._units_on[key] = torch.from_numpy(site.units).to(device)
+        return self._units_on[key]
 
     def _gate(self, index: int) -> Callable[[nn.Module, Any, Tensor], Tensor]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ class NetworkWorkbench:
             with self.surgery.held(tuned, self.space):  # zeroed weights are zero again on leaving
                 forget(tuned.cpu(), self.seed)  # where draws are the same whatever the device training is on
         tuned.to(self.device)
-        teacher = self.model if self.recipe.distill_weight else None
+        teacher = self.dense() if self.recipe.distill_weight else None
         with self.surgery.held(tuned, self.space):
             train(
                 tuned,

@@ -98,7 +98,7 @@ class Subject:
                 head_channels=1280,
                 candidates=CANDIDATES[:num_candidates],
                 width_multiplier=width,
-                alike=False,
+                alike_noise=None,
             )
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(batch_size, 3, image_size, image_size, generator=generator).to(device)

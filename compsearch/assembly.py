@@ -134,10 +134,7 @@ def traced_space(
     Where channel counts are to be what the runtime prefers, that is measured first. Raises ValueError for a network
     without anything to prune.
     """
-    own: dict[str, Any] = {}
-    if config["space"].get("skip_blocks", False) is None:
-        # Skipping a block is a choice only where the searcher makes it.
-        own["skip_blocks"] = takes(config["searcher"], "supernet", place="searcher")
+    own = searcher_settings(config)
 
     def traced(settings: Mapping[str, Any]) -> SearchSpace:
         space: SearchSpace = make({**config["space"], **settings}, available, place="space")
@@ -169,6 +166,13 @@ def traced_space(
         configured,
     )
     return traced(aligned), aligned
+
+
+def searcher_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the space leaves to the searcher: whether blocks may be skipped, a choice only for those that make it."""
+    if config["space"].get("skip_blocks", False) is not None:
+        return {}
+    return {"skip_blocks": takes(config["searcher"], "supernet", place="searcher")}
 
 
 def network_parts(config: Mapping[str, Any], *, splits: Any = None, model: Any = None) -> dict[str, Any]:

@@ -98,15 +98,21 @@ def latency_ratio(config: Mapping[str, Any], parts: Parts, latency: Latency) -> 
 def _smaller(parts: Parts, trial: Trial, budget: Budget) -> Policy | None:
     """What is left of the policy of `trial` within the tighter `budget`; None when nothing is that small."""
     space, cost_model, policy = parts.space, parts.cost_model, trial.policy
-    if not budget.allows(float(cost_model.costs(space.min_counts[None])[0])):
+    if not budget.allows(float(cost_model.costs(space.smallest_choices[None])[0])):
         return None
     if isinstance(parts.searcher, FamilySearcher) and trial.genome:
         # The same ranking, cut further: still a member of the family.
         return parts.searcher.family(trial, [budget])[0].policy
-    counts = space.counts(policy)
+    counts, richness = space.counts(policy), space.richness(space.operations(policy))
+    # Blocks go only where there are no widths, or these are at their smallest.
+    blocks_until = 0.5 if space.groups else 1.0
 
     def path(t: float) -> IntArray:
-        return space.staggered_counts(space.min_counts + t * (counts - space.min_counts))
+        operations = space.staggered_operations(min(1.0, t / blocks_until) * richness)
+        part = max(0.0, t - blocks_until) / (1 - blocks_until) if space.groups else 1.0
+        kept = space.staggered_counts(space.min_counts + part * (counts - space.min_counts))
+        return np.concatenate([kept, operations])
 
     scores = np.where(space.keep_mask(policy), parts.importance.scores(), -np.inf)
-    return space.select(largest_within(budget, path, cost_model=cost_model), scores)
+    choices, num_groups = largest_within(budget, path, cost_model=cost_model), len(space.groups)
+    return space.select(choices[:num_groups], scores, choices[num_groups:])

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from compsearch import runner
-from compsearch.assembly import Parts, assemble, network_parts
+from compsearch.assembly import Parts, assemble, network_parts, searcher_settings
 from compsearch.budget_check import is_predicted, latency_ratio, within_budget
 from compsearch.composition import check, make, takes
 from compsearch.family import (
@@ -101,7 +101,7 @@ def inspect(config: Mapping[str, Any]) -> str:
     """The table of groups of the configured network, with what is frozen and why. Trains and loads nothing."""
     check(config)
     network = network_parts({**config, "model": {**config["model"], "weights": "random"}})
-    space: SearchSpace = make(config["space"], network, place="space")
+    space: SearchSpace = make({**config["space"], **searcher_settings(config)}, network, place="space")
     return space.describe()
 
 

@@ -344,6 +344,12 @@ class SearchSpace:
             indices.append(dearer + (place - dearer > threshold))
         return np.array(indices, dtype=np.int64)
 
+    def richness(self, operations: IntArray) -> FloatArray:
+        """Where `operations` stand between the last one of their block, 0, and the dense network's, 1; [num_blocks]."""
+        last = np.array([max(1, len(block.operations) - 1) for block in self.blocks], dtype=np.float64)
+        found: FloatArray = 1 - operations / last
+        return found
+
     @functools.cached_property
     def _nearest(self) -> tuple[IntArray, IntArray]:
         """For each group where its part of the table begins, and the table: the allowed count nearest to 0, 1, …."""

@@ -184,8 +184,9 @@ class ToySupernet:
 
     def gates(self, path: IntArray, wanted: BoolArray) -> tuple[float, FloatArray]:
         ratios = self.ratios
-        lost = 1 - ratios[np.arange(len(ratios)), path]
-        gradient = -2 * (self._sensitivities * lost)[:, None] * ratios
+        lost = 1 - ratios[np.arange(len(ratios)), path[: len(ratios)]]
+        gradient = np.zeros(wanted.shape)
+        gradient[: len(ratios)] = -2 * (self._sensitivities * lost)[:, None] * ratios
         noisy = gradient + 0.01 * self._rng.standard_normal(gradient.shape)
         return float(self._losses(path[None])[0]), np.where(wanted, noisy, 0.0)
 
@@ -198,7 +199,8 @@ class ToySupernet:
     @property
     def ratios(self) -> FloatArray:
         """The keep_ratio of every candidate, [num_groups, most candidates]."""
-        ratios: FloatArray = self.candidates.values / self.candidates.space.sizes[:, None]
+        sizes = self.candidates.space.sizes
+        ratios: FloatArray = self.candidates.values[: len(sizes)] / sizes[:, None]
         return ratios
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +217,7 @@ class ToySupernet:
 
     def _losses(self, paths: IntArray) -> FloatArray:
         ratios = self.ratios
-        kept = ratios[np.arange(len(ratios)), paths]
+        kept = ratios[np.arange(len(ratios)), paths[:, : len(ratios)]]
         losses: FloatArray = np.array([float((self._sensitivities * (1 - row) ** 2).sum()) for row in kept])
         return losses
 

@@ -53,7 +53,7 @@ class Architecture:
         self.is_one = torch.from_numpy(is_one)
         initial = options.init_std * rng.standard_normal(is_one.shape)
         self.alpha = torch.from_numpy(np.where(is_one, initial, 0.0)).requires_grad_()
-        betas = (options.beta1, options.beta2)
+        betas = (float(options.beta1), float(options.beta2))
         self.optimizer = torch.optim.Adam([self.alpha], lr=options.lr, betas=betas)
 
     def tilt(self, sizes: FloatArray, expected_cost: Callable[[Tensor], Tensor], target: float) -> None:
@@ -110,25 +110,31 @@ class Architecture:
         """The softmax over the candidates in `pairs` alone, differentiable; 0 elsewhere."""
         return torch.softmax(self.alpha.masked_fill(~torch.from_numpy(pairs), -torch.inf), dim=1)
 
-    def learn(self, loss: Tensor) -> None:
-        """One step of Adam down the gradient of `loss`."""
+    def learn(self, loss: Tensor) -> bool:
+        """One step of Adam down the gradient of `loss`; False, and none, where it or the gradient is not finite."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        assert self.alpha.grad is not None
+        if not (bool(torch.isfinite(loss.detach())) and bool(torch.isfinite(self.alpha.grad).all())):
+            return False
         self.optimizer.step()
+        return True
 
-    def learn_pairs(self, loss: Tensor, pairs: BoolArray) -> None:
+    def learn_pairs(self, loss: Tensor, pairs: BoolArray) -> bool:
         """As `learn`, for the candidates in `pairs` alone: the probabilities of all others stay what they were.
 
         After the step both of a pair are moved by the same amount, so that together they are as probable as before.
         """
         mask = torch.from_numpy(pairs)
         before = self.alpha.detach().clone()
-        self.learn(loss)
+        if not self.learn(loss):
+            return False
         with torch.no_grad():
             # Adam's step is zero where the gradient is, but for what its first moment remembers.
             self.alpha.copy_(torch.where(mask, self.alpha, before))
             old, new = (torch.logsumexp(a.masked_fill(~mask, -torch.inf), dim=1) for a in (before, self.alpha))
             self.alpha.add_(torch.where(mask, (old - new)[:, None], 0.0))
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, nothing shared."""

@@ -27,7 +27,7 @@ def scaled(
 
     `kept` [num_blocks] are the probabilities that blocks are not skipped. All groups go towards their fewest units
     together, or with `fill` towards all of them where the budget allows more, each to an allowed count; a block is kept
-    from a probability of a half on, of less where there is room and of more where there is not. Without a budget
+    from a probability above a half on, of less where there is room and of more where there is not. Without a budget
     nothing is scaled. Raises ValueError when even the smallest network is over the budget.
     """
     smallest, dense = space.min_counts.astype(np.float64), space.sizes.astype(np.float64)
@@ -35,7 +35,7 @@ def scaled(
     def path(t: float) -> IntArray:  # the smallest network at 0, what is wanted at a half, the dense one at 1
         start, end, part = (smallest, counts, 2 * t) if t <= 0.5 else (counts, dense, 2 * t - 1)
         kept_counts = space.staggered_counts(start + part * (end - start))
-        return np.concatenate([kept_counts, (kept < 1 - t).astype(np.int64)])
+        return np.concatenate([kept_counts, (kept <= 1 - t).astype(np.int64)])
 
     wanted = path(0.5)
     if budget is None or (not fill and budget.allows(float(cost_model.costs(wanted[None])[0]))):

@@ -8,7 +8,6 @@ the paper and the released code (github.com/mit-han-lab/proxylessnas) is numbere
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import math
@@ -90,7 +89,7 @@ class ProxylessNAS:
         if not isinstance(cost_model, ExpectedCostModel):
             raise ValueError(
                 f"searcher proxylessnas needs a cost that has an expectation, but {cost_model.resource} has none; "
-                "use budget=macs, budget=params or budget=latency"
+                "use budget=macs, params, latency or energy"
             )
         self.space = space
         self.evaluator = evaluator
@@ -110,10 +109,16 @@ class ProxylessNAS:
         self.num_steps = supernet.epochs + math.ceil(num_samples / samples_per_step)
         self.dense_cost = float(cost_model.costs(space.dense_choices[None])[0])
         self.reference = self.dense_cost if budget is None else budget.limit
-        if cost_loss.form == "multiplicative_log" and self.reference <= 1:
+        lowest = float(cost_model.costs(space.smallest_choices[None])[0])
+        if cost_loss.form == "multiplicative_log" and lowest <= 1:
             raise ValueError(
-                f"cost_loss.form=multiplicative_log needs a reference above 1 {cost_model.resource}, but got "
-                f"{self.reference:.4g}; use form=absolute or additive"
+                f"cost_loss.form=multiplicative_log needs costs above 1, whose logarithm is positive, but the smallest "
+                f"network's {cost_model.resource} is {lowest:.4g}; use form=absolute or additive"
+            )
+        if update_every > supernet.steps_per_epoch:
+            raise ValueError(
+                f"`searcher.update_every` must be at most the {supernet.steps_per_epoch} steps of an epoch, or nothing "
+                f"is learned, but got {update_every=}; lower it, or supernet.batch_size"
             )
         self.rng = np.random.default_rng(seed)
         self.architecture = Architecture(is_one=self.candidates.is_one, options=architecture, rng=self.rng)
@@ -123,6 +128,8 @@ class ProxylessNAS:
             )
         self.baseline: float | None = None
         self.epoch = 0
+        #: The state after the last epoch, to go back to.
+        self._good: dict[str, Any] = {}
         self.num_drawn = 0
 
     def step(self) -> list[Trial]:
@@ -130,7 +137,7 @@ class ProxylessNAS:
         return [self._epoch()] if self.epoch < self.supernet.epochs else self._samples()
 
     def _epoch(self) -> Trial:
-        before = copy.deepcopy(self.state_dict())
+        before = self._good or self.state_dict()
         losses: list[FloatArray] = []
         is_learning = self.epoch >= self.supernet.warmup_epochs
         left = self.supernet.steps_per_epoch
@@ -142,9 +149,14 @@ class ProxylessNAS:
             left -= num
             if is_finite and is_learning and num == self.update_every:
                 is_finite = self.learn()
+        if is_finite:
+            # The last step may have broken what no loss was seen of.
+            self._good = self.state_dict()
+            is_finite = _is_finite(self._good)
         if not is_finite:
             return self._undone(before)
         self.epoch += 1
+        self._good["epoch"] = self.epoch
         state = self._state_now(float(np.concatenate(losses).mean()))
         return self._score([self._derived()], [state.to_genome()])[0]
 
@@ -153,6 +165,7 @@ class ProxylessNAS:
         self.load_state_dict(before)
         self.supernet.slow_down()
         self.epoch += 1
+        self._good = self.state_dict()
         _logger.warning(
             "epoch %d of the supernet's training diverged (a loss that is not finite): it is undone, and training goes "
             "on at half the learning rate",
@@ -182,10 +195,8 @@ class ProxylessNAS:
         cost = self.cost_model.expected(self.candidates, probabilities)
         objective = self.cost_loss(estimate, cost, self.reference)
         if is_pair:
-            self.architecture.learn_pairs(objective, wanted)
-        else:
-            self.architecture.learn(objective)
-        return True
+            return self.architecture.learn_pairs(objective, wanted)
+        return self.architecture.learn(objective)
 
     def _reinforce(self) -> bool:
         """Equation 9: the log-probabilities of sampled networks, weighed by their rewards over a moving average."""
@@ -198,7 +209,8 @@ class ProxylessNAS:
         mean = float(rewards.mean())
         baseline = mean if self.baseline is None else self.baseline
         advantage = torch.from_numpy(rewards - baseline)
-        self.architecture.learn(-(advantage * log_probability(self.architecture, paths)).mean())
+        if not self.architecture.learn(-(advantage * log_probability(self.architecture, paths)).mean()):
+            return False
         self.baseline = self.reinforce_decay * baseline + (1 - self.reinforce_decay) * mean
         return True
 
@@ -207,23 +219,25 @@ class ProxylessNAS:
         self.num_drawn += num
         paths = self.architecture.sample(num, self.rng)
         is_on = paths[:, :, None] == np.arange(self.candidates.values.shape[1])
-        return self._score([self._fitted(one.astype(np.float64), path) for one, path in zip(is_on, paths, strict=True)])
+        # Not filled: where they cost less than the budget, the plot is to show it.
+        drawn = zip(is_on.astype(np.float64), paths, strict=True)
+        return self._score([self._fitted(one, path, fill=False) for one, path in drawn])
 
     def _derived(self) -> Policy:
         log_probabilities = self.architecture.log_probabilities
-        return self._fitted(np.exp(log_probabilities), log_probabilities.argmax(axis=1))
+        return self._fitted(np.exp(log_probabilities), log_probabilities.argmax(axis=1), fill=self.fill_budget)
 
-    def _fitted(self, probabilities: FloatArray, path: IntArray) -> Policy:
+    def _fitted(self, probabilities: FloatArray, path: IntArray, *, fill: bool) -> Policy:
         """Within the budget: the mean widths of `probabilities` scaled, or operations like those of `path`."""
         num_groups = len(self.space.groups)
         given: dict[str, Any] = {"cost_model": self.cost_model, "budget": self.budget}
         if num_groups:
             counts = (probabilities * self.candidates.values)[:num_groups].sum(axis=1)
             kept = probabilities[num_groups:, 0]
-            choices = scaled(counts, kept, space=self.space, fill=self.fill_budget, **given)
+            choices = scaled(counts, kept, space=self.space, fill=fill, **given)
             return self.space.select(choices[:num_groups], self.importance, choices[num_groups:])
         logs = self.architecture.log_probabilities
-        fitted = within(path, logs, candidates=self.candidates, fill=self.fill_budget, **given)
+        fitted = within(path, logs, candidates=self.candidates, fill=fill, **given)
         return self.candidates.policy(fitted, self.importance)
 
     def _state_now(self, train_loss: float) -> PathState:
@@ -259,6 +273,7 @@ class ProxylessNAS:
         self.baseline = state["baseline"]
         self.epoch = state["epoch"]
         self.num_drawn = state["num_drawn"]
+        self._good = {}
 
 
 def _drawn(shares: FloatArray, rng: np.random.Generator) -> IntArray:
@@ -275,3 +290,14 @@ def _sizes(candidates: Candidates) -> FloatArray:
     sizes[:num_groups] = values[:num_groups] / candidates.space.sizes[:, None]
     sizes[num_groups:] = 1 - values[num_groups:] / np.maximum(1, candidates.sizes[num_groups:, None] - 1)
     return np.where(candidates.is_one, sizes, 0.0)
+
+
+def _is_finite(state: Any) -> bool:
+    """Whether all tensors and numbers of a nested state are."""
+    if isinstance(state, torch.Tensor):
+        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+    if isinstance(state, Mapping):
+        return all(map(_is_finite, state.values()))
+    if isinstance(state, list | tuple):
+        return all(map(_is_finite, state))
+    return not isinstance(state, float) or math.isfinite(state)

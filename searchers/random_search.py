@@ -18,6 +18,9 @@ from compsearch.scoring import score
 from compsearch.space import IntArray, SearchSpace
 from compsearch.trial import Trial
 
+#: A point on the way from the smallest policy where every group still has its fewest units.
+_NO_WIDTH = 1e-3
+
 
 class RandomSearch:
     """One step, one random policy at the budget.
@@ -27,7 +30,7 @@ class RandomSearch:
     keep_ratios spread without piling up at the ends. Without a budget p is 1.
 
     Where there are no groups, each block draws the same, and has the operation at u^p of the way from its last one to
-    the dense network's. Beside groups, blocks are left alone.
+    the dense network's. Beside groups, blocks are left alone as long as any width within the budget is left.
     """
 
     #: It can search spaces without groups, too.
@@ -70,7 +73,9 @@ class RandomSearch:
             if not space.groups:
                 return space.staggered_operations(ratios)
             counts = [space.nearest_count(index, ratio) for index, ratio in enumerate(ratios)]
-            return np.array([*counts, *[0] * len(space.blocks)], dtype=np.int64)
+            # Where the narrowest widths are not enough, blocks go one after the other.
+            operations = space.staggered_operations(np.full(len(space.blocks), min(1.0, t / _NO_WIDTH)))
+            return np.concatenate([np.array(counts, dtype=np.int64), operations])
 
         return path(0.5) if self.budget is None else largest_within(self.budget, path, cost_model=self.cost_model)
 

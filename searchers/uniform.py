@@ -14,6 +14,9 @@ from compsearch.scoring import score
 from compsearch.space import IntArray, Policy, SearchSpace
 from compsearch.trial import Trial
 
+#: A keep_ratio at which every group has its fewest units.
+_NO_WIDTH = 1e-3
+
 
 class Uniform:
     """One step, one trial: the largest uniform policy that meets the budget after rounding.
@@ -70,11 +73,10 @@ class Uniform:
 def uniform_choices(space: SearchSpace, keep_ratio: float) -> IntArray:
     """The allowed count of each group just below or just above one `keep_ratio`, [num_groups + num_blocks].
 
-    Blocks keep the dense network's operation. Where there are no groups, all have the operation at `keep_ratio` of the
-    way from the last one to the dense network's, or the one next to it.
+    Blocks keep the dense network's operation, but at ratios below any width's, where they go one after the other. Where
+    there are no groups, all have the operation at `keep_ratio` of the way from the last one to the dense network's, or
+    the one next to it.
     """
     counts = space.staggered_counts(keep_ratio * space.sizes.astype(np.float64))
-    operations = np.zeros(len(space.blocks), dtype=np.int64)
-    if not space.groups:
-        operations = space.staggered_operations(np.full(len(space.blocks), keep_ratio))
-    return np.concatenate([counts, operations])
+    richness = min(1.0, keep_ratio / _NO_WIDTH) if space.groups else keep_ratio
+    return np.concatenate([counts, space.staggered_operations(np.full(len(space.blocks), richness))])

@@ -79,7 +79,7 @@ def mbconv() -> SimpleNamespace:
             head_channels=24,
             candidates=["k3_e2", "k5_e2", "k3_e1", "zero"],
             width_multiplier=1.0,
-            alike=False,
+            alike_noise=None,
         ).eval()
     return SimpleNamespace(model=model, space=operation_space(model, torch.zeros(2, 3, 8, 8)))
 

@@ -30,7 +30,7 @@ def small(**changes: Any) -> MBConvNetwork:
         "head_channels": 24,
         "candidates": ["k3_e3", "zero", "k5_e6"],
         "width_multiplier": 1.0,
-        "alike": False,
+        "alike_noise": None,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -147,10 +147,27 @@ def test_candidates_that_start_alike_give_nearly_the_same() -> None:
     images = torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(0))
     similar = {}
     for alike in (True, False):
-        network = small(candidates=names, stages=stages, alike=alike)
+        network = small(candidates=names, stages=stages, alike_noise=0.1 if alike else None)
         [mixed, _] = [module for module in network.modules() if isinstance(module, MixedOperation)]
         with torch.no_grad():
             outputs = torch.stack([candidate(images).flatten() for candidate in mixed.candidates])
         similar[alike] = float(torch.corrcoef(outputs)[-1, :-1].min())
     assert similar[True] > 0.95
     assert similar[False] < 0.5
+
+
+@pytest.mark.parametrize("names", [["k3_e3", "k3_e4", "k5_e6"], ["k3_e2", "k7_e5"], ["k5_e1", "k3_e1"]])
+def test_without_noise_candidates_of_any_expansion_start_as_the_same_function(names: list[str]) -> None:
+    network = small(candidates=names, stages=[{"channels": 16, "cells": 1, "stride": 1}], alike_noise=0.0)
+    [mixed] = [module for module in network.modules() if isinstance(module, MixedOperation)]
+    images = torch.randn(4, 8, 12, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, *others = (candidate.eval()(images) for candidate in mixed.candidates)
+    for other in others:
+        torch.testing.assert_close(other, first, atol=1e-5, rtol=1e-4)
+
+
+def test_candidates_that_cannot_start_alike_are_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"all expand or none does.*model\.build\.alike_noise=null") as caught:
+        small(candidates=["k3_e6", "k3_e1"], alike_noise=0.1)
+    assert "\n" not in str(caught.value)

@@ -40,7 +40,7 @@ def gates_of(
             head_channels=16,
             candidates=candidates,
             width_multiplier=1.0,
-            alike=False,
+            alike_noise=None,
         )
     space = operation_space(network, torch.zeros(1, 3, 8, 8))
     return OperationGates(model=network.to(dtype).train(), space=space)

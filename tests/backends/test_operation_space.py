@@ -29,7 +29,7 @@ def network() -> MBConvNetwork:
             head_channels=24,
             candidates=["k3_e2", "k5_e2", "k3_e1", "zero"],
             width_multiplier=1.0,
-            alike=False,
+            alike_noise=None,
         ).eval()
 
 

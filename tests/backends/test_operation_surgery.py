@@ -64,7 +64,7 @@ def given() -> SimpleNamespace:
             head_channels=24,
             candidates=["k5_e3", "k3_e3", "k3_e1", "zero"],
             width_multiplier=1.0,
-            alike=False,
+            alike_noise=None,
         )
     space = operation_space(model, torch.zeros(2, 3, 8, 8))
     for operations in ([0] * 4, [1] * 4, [2] * 4):  # running statistics that are not the initial ones

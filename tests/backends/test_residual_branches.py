@@ -28,11 +28,11 @@ from backends.fusion import make_plan
 from backends.groups import trace, trace_layers
 from backends.least_squares import LeastSquaresRecovery
 from backends.macs import Ledger, MacsCost, ParamsCost
+from backends.mixed_operation import Zero
 from backends.recovery import NoRecovery
 from backends.residual_branches import residual_blocks
 from backends.sequential_least_squares import SequentialLeastSquaresRecovery
 from backends.sgd_recovery import SgdRecovery
-from backends.skipping import Zeros
 from backends.surgery import ChannelSurgery, extract, mask
 from backends.training import measure
 from backends.workbench import load_network
@@ -488,11 +488,11 @@ def test_only_the_branch_of_a_skipped_block_is_replaced() -> None:
     network = extract(model, space, skipping(space, "layer1.1"))
     kinds = {name: type(module) for name, module in network.named_modules() if name.startswith("layer1.1.")}
     assert kinds == {
-        "layer1.1.conv1": Zeros,
+        "layer1.1.conv1": Zero,
         "layer1.1.bn1": nn.Identity,
         "layer1.1.relu": nn.ReLU,
         "layer1.1.conv2": nn.Identity,
-        "layer1.1.bn2": Zeros,
+        "layer1.1.bn2": Zero,
     }
     assert isinstance(model.get_submodule("layer1.1.conv1"), nn.Conv2d)
 

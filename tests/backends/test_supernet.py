@@ -196,12 +196,23 @@ def test_the_learning_rate_falls_by_a_cosine_in_the_warm_up_and_again_after_it()
     assert all(a > b for a, b in itertools.pairwise(rates[:10]))
 
 
-def test_slowing_down_halves_the_learning_rate_and_is_remembered() -> None:
+def test_slowing_down_halves_the_learning_rate_lets_an_epoch_pass_and_is_remembered() -> None:
     net, other = supernet(), supernet()
+    path = np.zeros((5, len(net.candidates.values)), dtype=np.int64)
+    other.train(path)
+    second = other.lr
     net.slow_down()
-    assert net.lr == 0.025
+    assert net.lr == second / 2
     other.load_state_dict(net.state_dict())
-    assert other.lr == 0.025
+    assert other.lr == net.lr
+
+
+def test_looking_at_accuracies_or_gates_leaves_running_statistics_alone() -> None:
+    net = supernet()
+    before = {name: tensor.clone() for name, tensor in net.gating.network.named_buffers()}
+    net.accuracies(path_of(net, 0)[None])
+    net.gates(path_of(net, 0), net.candidates.is_one)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.gating.network.named_buffers())
 
 
 @pytest.mark.parametrize(

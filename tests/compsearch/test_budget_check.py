@@ -1,5 +1,6 @@
 """A budget that the search could only predict holds when it is measured, or the run says by how much not."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from compsearch.budget import Budget
 from compsearch.budget_check import within_budget
+from compsearch.space import Block, Operation
 from compsearch.summary import Latency
 from compsearch.testing import ToyCost, toy_importance, toy_space
 from compsearch.trial import Measurement, Trial
@@ -177,3 +179,66 @@ def test_a_cut_that_was_too_much_is_taken_back_half_of_the_way():
     one = within_budget({**CONFIG, "finalist": {"repairs": 1, "latency_margin": 0.01}}, parts, trial, trial.policy)
     assert parts.cost_model.cost(checked.policy) > parts.cost_model.cost(one.policy)
     assert checked.measured <= 0.5
+
+
+KEEP_OR_SKIP = (Operation("keep"), Operation("zero"))
+
+
+def with_blocks(space, *, groups=True):
+    """`space` and six blocks that may be skipped, each a twelfth of the costs; the rest grows with the first group."""
+    blocks = tuple(Block(f"b{index}", KEEP_OR_SKIP) for index in range(6))
+    return dataclasses.replace(space, groups=space.groups if groups else (), blocks=blocks)
+
+
+class BlockCost:
+    resource = "latency_ms"
+    is_predicted = True
+
+    def __init__(self, space):
+        self.space = space
+
+    def cost(self, policy):
+        return float(self.costs(self.space.choices(policy)[None])[0])
+
+    def costs(self, choices):
+        num_groups = len(self.space.groups)
+        rest = choices[:, 0] / self.space.sizes[0] if num_groups else np.ones(len(choices))
+        operations = choices[:, num_groups:]
+        kept = (operations == 0).sum(axis=1) if operations.shape[1] else 6
+        return 6 * rest + kept
+
+
+@pytest.mark.parametrize("groups", [True, False])
+def test_a_repair_keeps_the_blocks_that_the_search_chose(groups):
+    space = with_blocks(toy_space(), groups=groups)
+    cost_model = BlockCost(space)
+    scores = np.zeros(space.num_units)
+    chosen = [1, 0, 1, 0, 0, 0]
+    trial_policy = space.select(space.sizes, scores, chosen)
+    parts = SimpleNamespace(
+        space=space,
+        cost_model=cost_model,
+        importance=SimpleNamespace(scores=lambda: scores),
+        budget=Budget("latency_ms", 10.5, 12.0),
+        searcher=object(),
+    )
+
+    def truth(policy):
+        cost = cost_model.cost(policy)
+        return cost if cost == 12.0 else 1.15 * cost
+
+    parts.workbench = Bench(space, None)
+    parts.workbench.latencies = lambda networks: {
+        name: Latency(truth(p), truth(p), truth(p), "fake", 1, truth(p) / 12, truth(p) / 12, truth(p) / 12)
+        for name, p in networks.items()
+    }
+    measurement = Measurement("search", 10, 0.5, 0.5, 1.0)
+    trial = Trial(trial_policy, measurement, 0.5, cost_model.cost(trial_policy) / 12.0)
+    checked = within_budget(CONFIG, parts, trial, trial_policy)
+    assert truth(checked.policy) <= 10.5
+    operations = space.operations(checked.policy)
+    assert (operations >= chosen).all(), "what was skipped stays skipped"
+    if groups:
+        assert (operations == chosen).all(), "widths go first"
+    else:
+        assert operations.sum() == 3

@@ -54,7 +54,7 @@ def mbconv() -> nn.Module:
             head_channels=24,
             candidates=["k3_e3", "k5_e3", "zero"],
             width_multiplier=1.0,
-            alike=True,
+            alike_noise=0.1,
         ).eval()
 
 
