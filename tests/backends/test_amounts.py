@@ -8,7 +8,7 @@ import torch
 
 from backends.amounts import Affine, Amounts, Change
 from compsearch.candidates import Candidates
-from compsearch.testing import toy_space
+from compsearch.toy import toy_space
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from backends.surgery import ChannelSurgery
 from compsearch.budget import budget_from_ratio
 from compsearch.describe import describe
 from compsearch.space import FloatArray, Policy, SearchSpace
-from compsearch.testing import ToyEvaluator
+from compsearch.toy import ToyEvaluator
 from searchers.amc import AMC
 from searchers.ddpg import DDPGOptions
 from searchers.evolution import Evolution

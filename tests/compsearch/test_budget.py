@@ -3,7 +3,7 @@ import pytest
 
 from compsearch.budget import Budget, budget_from_ratio, largest_within
 from compsearch.space import FloatArray, IntArray, Policy
-from compsearch.testing import ToyCost, toy_space
+from compsearch.toy import ToyCost, toy_space
 
 
 def test_equal_is_within() -> None:

@@ -10,7 +10,7 @@ from compsearch.budget import Budget
 from compsearch.budget_check import within_budget
 from compsearch.space import Block, Operation
 from compsearch.summary import Latency
-from compsearch.testing import ToyCost, toy_importance, toy_space
+from compsearch.toy import ToyCost, toy_importance, toy_space
 from compsearch.trial import Measurement, Trial
 
 CONFIG = {"finalist": {"repairs": 5, "latency_margin": 0.01}, "budget": {"limit": None}}

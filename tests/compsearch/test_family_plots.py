@@ -16,7 +16,7 @@ from compsearch.report.kept_plot import kept_figure, save_kept
 from compsearch.report.neighbours import finished_beside
 from compsearch.report.search_plot import population_mean, search_figure
 from compsearch.summary import FamilyMember, NetworkRow, SearchCost, Summary
-from compsearch.testing import toy_space
+from compsearch.toy import toy_space
 from compsearch.trial import Measurement, Trial
 
 SPACE = toy_space()

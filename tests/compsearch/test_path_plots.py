@@ -27,7 +27,7 @@ from compsearch.report.policy_plot import policy_figure
 from compsearch.report.run_plots import PLOT_FILES, Drawn, draw_run
 from compsearch.report.timed import Spread
 from compsearch.space import Block, FloatArray, Layer, Operation, SearchSpace
-from compsearch.testing import toy_space
+from compsearch.toy import toy_space
 from compsearch.trial import Measurement, Trial
 
 OPERATIONS = ("k7_e6", "k5_e6", "k3_e6", "k7_e3", "k5_e3", "k3_e3")

@@ -9,7 +9,7 @@ from compsearch.report.policy_plot import policy_figure
 from compsearch.report.search_plot import best_so_far, search_figure
 from compsearch.report.table import summary_table
 from compsearch.summary import Latency, NetworkRow, SearchCost, Summary
-from compsearch.testing import toy_space
+from compsearch.toy import toy_space
 from compsearch.trial import Measurement, Trial
 
 SPACE = toy_space()

@@ -15,7 +15,7 @@ from compsearch.collaborators import collaborate
 from compsearch.recorder import Recorder, read_trials, trials_frame
 from compsearch.run_folder import RunFolder, RunFolderError
 from compsearch.runner import Interrupted, search
-from compsearch.testing import FailingEvaluator, collaborators
+from compsearch.toy import FailingEvaluator, collaborators
 from compsearch.trial import Trial
 from searchers.random_search import RandomSearch
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from compsearch.space import Policy, allowed_counts
-from compsearch.testing import ToyCost, toy_space
+from compsearch.toy import ToyCost, toy_space
 
 
 def importance() -> np.ndarray:

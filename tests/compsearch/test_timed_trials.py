@@ -1,8 +1,8 @@
 from types import SimpleNamespace
 
 from compsearch.summary import Latency
-from compsearch.testing import ToyCost, toy_importance, toy_space
 from compsearch.timed_trials import time_trials
+from compsearch.toy import ToyCost, toy_importance, toy_space
 from compsearch.trial import Measurement, Trial
 
 

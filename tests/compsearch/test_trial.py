@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from compsearch.testing import toy_space
+from compsearch.toy import toy_space
 from compsearch.trial import Measurement, Trial, best_trial, scored_trial
 
 POLICY = toy_space().full_policy()

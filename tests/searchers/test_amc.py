@@ -10,7 +10,8 @@ import torch
 
 from compsearch.budget import Budget
 from compsearch.space import FloatArray, IntArray, Policy
-from compsearch.testing import FailingEvaluator, SearcherContract, ToyCost, ToyEvaluator, collaborators, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import FailingEvaluator, ToyCost, ToyEvaluator, collaborators, toy_space
 from compsearch.trial import Measurement
 from searchers.amc import AMC, decided_layer, paper_features, released_features, rest_macs, static_states
 from searchers.ddpg import DDPGOptions

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from compsearch.space import Policy, SearchSpace
-from compsearch.testing import FailingEvaluator, SearcherContract, ToyCost, ToyEvaluator, collaborators, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import FailingEvaluator, ToyCost, ToyEvaluator, collaborators, toy_space
 from compsearch.trial import Measurement
 from searchers.amc import AMC
 from searchers.composite_reward import CompositeOptions, CompositeReward

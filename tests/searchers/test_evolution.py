@@ -14,7 +14,8 @@ import torch
 from compsearch.budget import Budget, budget_from_ratio
 from compsearch.protocols import FamilySearcher
 from compsearch.space import FloatArray
-from compsearch.testing import FailingEvaluator, SearcherContract, ToyCost, ToyEvaluator, collaborators, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import FailingEvaluator, ToyCost, ToyEvaluator, collaborators, toy_space
 from compsearch.trial import Trial, best_trial
 from searchers.evolution import Evolution
 from searchers.regularized_evolution import EvolutionOptions

@@ -8,7 +8,8 @@ import pytest
 from compsearch.budget import Budget, budget_from_ratio
 from compsearch.collaborators import collaborate
 from compsearch.protocols import FamilySearcher
-from compsearch.testing import SearcherContract, ToyCost, collaborators, toy_importance, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import ToyCost, collaborators, toy_importance, toy_space
 from searchers.global_magnitude import GlobalMagnitude
 
 

@@ -15,7 +15,8 @@ from compsearch.budget import Budget, budget_from_ratio
 from compsearch.collaborators import collaborate
 from compsearch.protocols import FamilySearcher
 from compsearch.space import FloatArray, Policy
-from compsearch.testing import FailingEvaluator, SearcherContract, ToyCost, ToyEvaluator, collaborators, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import FailingEvaluator, ToyCost, ToyEvaluator, collaborators, toy_space
 from compsearch.trial import Genome, Measurement, Trial, best_trial
 from searchers.global_magnitude import GlobalMagnitude
 from searchers.legr import LeGR

@@ -12,15 +12,8 @@ from compsearch.budget import Budget, budget_from_ratio
 from compsearch.candidates import Candidates
 from compsearch.paths import PathState
 from compsearch.space import ZERO, Block, BoolArray, FloatArray, IntArray, Operation, Policy, SearchSpace
-from compsearch.testing import (
-    SearcherContract,
-    ToyCost,
-    ToyEvaluator,
-    ToySupernet,
-    collaborators,
-    toy_importance,
-    toy_space,
-)
+from compsearch.testing import SearcherContract
+from compsearch.toy import ToyCost, ToyEvaluator, ToySupernet, collaborators, toy_importance, toy_space
 from compsearch.trial import Trial
 from searchers.architecture import ArchitectureOptions
 from searchers.cost_loss import CostLoss

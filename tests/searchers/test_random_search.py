@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from compsearch.testing import SearcherContract, ToyCost, collaborators, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import ToyCost, collaborators, toy_space
 from searchers.random_search import RandomSearch
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from compsearch.budget import Budget, budget_from_ratio
 from compsearch.space import FloatArray, Group, IntArray, Policy, SearchSpace
-from compsearch.testing import ToyCost, toy_space
+from compsearch.toy import ToyCost, toy_space
 from searchers.ranking import Ranking
 
 

@@ -8,7 +8,8 @@ import pytest
 from compsearch.budget import Budget
 from compsearch.collaborators import collaborate
 from compsearch.space import Block, Operation, SearchSpace
-from compsearch.testing import SearcherContract, ToyCost, collaborators, toy_space
+from compsearch.testing import SearcherContract
+from compsearch.toy import ToyCost, collaborators, toy_space
 from searchers.uniform import Uniform, uniform_choices
 
 
