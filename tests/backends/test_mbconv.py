@@ -37,7 +37,10 @@ def small(**changes: Any) -> MBConvNetwork:
         return build(**(given | changes))
 
 
-@pytest.mark.parametrize(("name", "size", "left"), [("mbconv", 32, 4), ("mbconv_imagenet", 224, 7)])
+@pytest.mark.parametrize(
+    ("name", "size", "left"),
+    [("mbconv", 32, 4), pytest.param("mbconv_imagenet", 224, 7, marks=pytest.mark.slow)],
+)
 def test_the_paper_network_has_its_blocks_and_exact_costs(name: str, size: int, left: int) -> None:
     config = compose_config(["space=mbconv", f"model={name}", "run_name=test"])
     with torch.device("meta"):
