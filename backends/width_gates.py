@@ -74,7 +74,7 @@ class WidthGates:
 
     def logits(self, images: Tensor, path: IntArray) -> Tensor:
         """See `Gating`."""
-        return self._run(images, path, self._kept(path).to(images.dtype))
+        return self._run(images, path, self._kept(path).to(images))
 
     def logits_with_gates(
         self, images: Tensor, path: IntArray, wanted: BoolArray
