@@ -42,9 +42,8 @@ class NetworkEvaluator:
 
     `precision` auto is bfloat16 where the device has it natively. It is checked once per state of the weights, on a
     policy that depends on `space` and `model` alone, so that a resumed run scores as the interrupted one did.
-    `num_workers` batches of
-    `batch_size` images are classified at a time on the CPU, one core each; None for all cores torch may use. The
-    answers don't depend on it.
+    `num_workers` batches of `batch_size` images are classified at a time on the CPU, one core each; None for all cores
+    torch may use. The answers don't depend on it.
     """
 
     def __init__(

@@ -54,14 +54,14 @@ def within(
 ) -> IntArray:
     """The path [num_choices] that `path` becomes when it must be within `budget`; `path` itself without one.
 
-    While it is over, the choice changes that gives up least log-probability per unit of cost saved. Then, with `fill`,
-    changes that make it dearer are taken by the same rule as long as the budget allows them, so that a network does not
-    stay small for want of training; without, only those that make it more probable. Raises ValueError when even the
-    cheapest candidates are over the budget.
+    While it is over, the choice changes that gives up least log-probability per unit of cost saved. What that saved too
+    much of is taken back where there is room. With `fill`, changes that make it dearer are then taken by the same rule
+    as long as the budget allows them, so that a network does not stay small for want of training. Raises ValueError
+    when even the cheapest candidates are over the budget.
     """
     if budget is None:
         return path
-    path = path.copy()
+    wanted, path = path, path.copy()
     cost = float(cost_model.costs(candidates.choices(path[None]))[0])
     while not budget.allows(cost):
         costs = _changed_costs(path, candidates, cost_model)
@@ -73,18 +73,19 @@ def within(
             )
         choice, candidate = found
         path[choice], cost = candidate, float(costs[choice, candidate])
-    while True:
-        costs = _changed_costs(path, candidates, cost_model)
-        allowed = costs <= budget.limit
-        if fill:
-            found = _best_change(path, log_probabilities, allowed & (costs > cost), costs - cost)
-        else:
-            gained = log_probabilities - _current(path, log_probabilities) > 0
-            found = _best_change(path, log_probabilities, allowed & gained, np.ones_like(costs))
-        if found is None:
-            return path
-        choice, candidate = found
-        path[choice], cost = candidate, float(costs[choice, candidate])
+    is_wanted = np.arange(candidates.values.shape[1]) == wanted[:, None]
+    # Back to what was wanted first, which leaves a path alone that never was over the budget.
+    for dearer in (is_wanted, candidates.is_one) if fill else (is_wanted,):
+        while True:
+            costs = _changed_costs(path, candidates, cost_model)
+            found = _best_change(
+                path, log_probabilities, dearer & (costs <= budget.limit) & (costs > cost), costs - cost
+            )
+            if found is None:
+                break
+            choice, candidate = found
+            path[choice], cost = candidate, float(costs[choice, candidate])
+    return path
 
 
 def _changed_costs(path: IntArray, candidates: Candidates, cost_model: CostModel) -> FloatArray:

@@ -167,7 +167,7 @@ class ProxylessNAS:
         self.epoch += 1
         self._good = self.state_dict()
         _logger.warning(
-            "epoch %d of the supernet's training diverged (a loss that is not finite): it is undone, and training goes "
+            "epoch %d of the supernet's training diverged (something is not finite): it is undone, and training goes "
             "on at half the learning rate",
             self.epoch,
         )
