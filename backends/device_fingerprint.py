@@ -74,6 +74,12 @@ def fingerprint(
     )
 
 
+def machine(device: torch.device) -> str:
+    """The machine as people name it: the GPU where `device` is one, the processor and its cores."""
+    processor = f"{_processor()}, {os.cpu_count() or 1} cores"
+    return f"{torch.cuda.get_device_name(device)}, {processor}" if device.type == "cuda" else processor
+
+
 def _processor() -> str:
     """The processor's name as the system gives it, with what tells models of one name apart."""
     try:

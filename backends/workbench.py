@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backends.data import Splits
+from backends.device_fingerprint import machine
 from backends.latency import LatencyMeter
 from backends.mixed_operation import is_of_operations
 from backends.recovery import Recovery
@@ -55,6 +56,11 @@ class NetworkWorkbench:
         self.example_input = example_input
         self.batch_size = batch_size
         self.latency = latency
+
+    @property
+    def machine(self) -> str:
+        """What it all runs on."""
+        return machine(self.device)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -6,8 +6,10 @@ are arguments, and collaborators (the space, the evaluator, …) arrive by the n
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,8 @@ from compsearch.collaborators import collaborate
 from compsearch.schema import Config, ExportConfig
 
 HYDRA_VERSION_BASE = "1.3"
+#: Characters of a variant in a run's name, which must stay below 255 bytes.
+_LONGEST_LABEL = 100
 
 
 def conf_dir() -> Path:
@@ -54,9 +58,18 @@ def _runtime_label(runtime: Mapping[str, Any]) -> str:
     return f"{name}-channels_last" if runtime.get("channels_last") else name
 
 
-def _run_label(space: str, stages: Sequence[float] | None) -> str:
-    """What a run's name says of the space and the stages: nothing where they are the usual ones."""
-    return ("" if space == "channels" else f"-{space}") + ("-stages" if stages else "")
+def _run_label(space: str, stages: Sequence[float] | None, variant: str = "") -> str:
+    """What a run's name says of the space, the stages and the variant: nothing where they are the usual ones."""
+    labels = ["" if space == "channels" else space, "stages" if stages else "", _file_name(variant)]
+    return "".join(f"-{label}" for label in labels if label)
+
+
+def _file_name(text: str) -> str:
+    """`text` as part of a file's name: a slash or a quotation mark becomes _, and what is too long a hash of it."""
+    name = re.sub(r"[^\w.,=+-]+", "_", text).strip("_")
+    if len(name) <= _LONGEST_LABEL:
+        return name
+    return f"{name[: _LONGEST_LABEL - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _budget_label(

@@ -51,6 +51,7 @@ IRRELEVANT = (
     "device",
     "cache_dir",
     "run_name",
+    "variant",
     "dataset.build.num_workers",
     "evaluator.num_workers",
     "workbench.batch_size",
@@ -298,6 +299,7 @@ def _summary(
             num_failed=sum(trial.objective is None for trial in trials),
             num_images=sum(trial.measurement.num_images for trial in trials),
             wall_s=recorder.wall_s,
+            cpu_s=recorder.cpu_s,
         ),
         recovery=recovery_name(config["finalist"]["recover"]),
         git_commit=_git_commit(),
@@ -306,6 +308,8 @@ def _summary(
             **{package: metadata.version(package) for package in ("torch", "torchvision", "numpy")},
         },
         notes=tuple(notes),
+        variant=config["variant"],
+        machine=parts.workbench.machine,
         family=family_rows(parts, members, report["networks"], latencies),
     )
 

@@ -125,6 +125,11 @@ class Workbench(Protocol):
     """
 
     @property
+    def machine(self) -> str:
+        """What the networks run on, as people name it."""
+        ...
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of its networks' accuracies must know, a sentence each."""
         ...

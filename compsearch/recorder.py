@@ -41,11 +41,13 @@ class Recorder:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        #: Finished steps, and seconds of search so far (earlier processes' included).
+        #: Finished steps, and seconds of search so far (earlier processes' included): on the clock, of the processor.
         self.num_steps = 0
         self.wall_s = 0.0
+        self.cpu_s = 0.0
         self._num_trials = 0
         self._clock = time.monotonic()
+        self._cpu_clock = _processor_s()
         self._synced = -math.inf
 
     def restore(self, searcher: Searcher) -> list[Trial]:
@@ -54,13 +56,13 @@ class Recorder:
         A new run has none. Logs one line when trials are dropped. Raises RunFolderError when checkpoint.pt cannot be
         read, or trials.jsonl has lost trials that it knows of.
         """
-        self._clock = time.monotonic()
+        self._clock, self._cpu_clock = time.monotonic(), _processor_s()
         checkpoint = self._read_checkpoint()
         if checkpoint is not None:
             searcher.load_state_dict(checkpoint["searcher"])
             self.num_steps = checkpoint["step"]
             self._num_trials = checkpoint["num_trials"]
-            self.wall_s = checkpoint["wall_s"]
+            self.wall_s, self.cpu_s = checkpoint["wall_s"], checkpoint["cpu_s"]
         return self._drop_unfinished()
 
     def record(self, trials: Sequence[Trial], searcher: Searcher) -> None:
@@ -68,17 +70,18 @@ class Recorder:
 
         Raises RunFolderError when the disk refuses; the folder then holds the run up to the step before.
         """
-        now = time.monotonic()
-        wall_s = self.wall_s + now - self._clock
+        now, cpu_now = time.monotonic(), _processor_s()
+        wall_s, cpu_s = self.wall_s + now - self._clock, self.cpu_s + cpu_now - self._cpu_clock
         sync = now - self._synced >= SYNC_EVERY_S
         lines = [
-            json.dumps(_to_row(trial, step=self.num_steps, index=index, wall_s=wall_s), allow_nan=False)
+            json.dumps(_to_row(trial, step=self.num_steps, index=index, wall_s=wall_s, cpu_s=cpu_s), allow_nan=False)
             for index, trial in enumerate(trials, start=self._num_trials)
         ]
         state = {
             "step": self.num_steps + 1,
             "num_trials": self._num_trials + len(trials),
             "wall_s": wall_s,
+            "cpu_s": cpu_s,
             "searcher": searcher.state_dict(),
         }
         with disk_errors(self.folder.path):
@@ -88,6 +91,7 @@ class Recorder:
         self.num_steps += 1
         self._num_trials += len(trials)
         self.wall_s, self._clock = wall_s, now
+        self.cpu_s, self._cpu_clock = cpu_s, cpu_now
         if sync:
             self._synced = now
 
@@ -103,7 +107,9 @@ class Recorder:
         try:
             # To the CPU: a run may be resumed on another device, and generators' states live there.
             checkpoint = torch.load(self._checkpoint_path, map_location="cpu", weights_only=True)
-            return {key: checkpoint[key] for key in ("step", "num_trials", "wall_s", "searcher")}
+            # Runs of earlier versions did not count the processor's seconds.
+            checkpoint.setdefault("cpu_s", 0.0)
+            return {key: checkpoint[key] for key in ("step", "num_trials", "wall_s", "cpu_s", "searcher")}
         except FileNotFoundError:
             return None
         except Exception as error:  # rubbish leads torch's reader to raise anything, an IndexError for one
@@ -137,6 +143,12 @@ class Recorder:
         return [trial for _, trial in _parse(kept, self._trials_path)]
 
 
+def _processor_s() -> float:
+    """Seconds that this process and its finished children have kept processors busy, all threads together."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def read_trials(path: Path) -> list[Trial]:
     """The trials of a trials.jsonl, a half-written last line excepted; numbers that were not finite come back as NaN.
 
@@ -149,7 +161,7 @@ def trials_frame(path: Path) -> pd.DataFrame:
     """The trials of a trials.jsonl as a table, one row each.
 
     Columns: step, index, objective, accuracy, top5, loss, split, num_images, cost_ratio, one per resource (macs, …),
-    failure, wall_s, counts (dict of group to kept units), policy (`Policy`) and genome. Raises as `read_trials`.
+    failure, wall_s, cpu_s (not in runs of earlier versions), counts (dict of group to kept units), policy (`Policy`) and genome. Raises as `read_trials`.
     """
     rows = []
     for row, trial in _read(path):
@@ -162,7 +174,7 @@ def trials_frame(path: Path) -> pd.DataFrame:
     return frame
 
 
-def _to_row(trial: Trial, *, step: int, index: int, wall_s: float) -> dict[str, Any]:
+def _to_row(trial: Trial, *, step: int, index: int, wall_s: float, cpu_s: float) -> dict[str, Any]:
     measurement = trial.measurement
     row = {
         "step": step,
@@ -177,6 +189,7 @@ def _to_row(trial: Trial, *, step: int, index: int, wall_s: float) -> dict[str, 
         "costs": dict(measurement.costs),
         "failure": trial.failure,
         "wall_s": round(wall_s, 3),
+        "cpu_s": round(cpu_s, 3),
         "counts": trial.policy.counts,
         "policy": trial.policy.to_json(),
         "genome": {name: dict(genes) for name, genes in trial.genome.items()},

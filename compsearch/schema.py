@@ -100,6 +100,7 @@ class Config:
     device: str = "auto"
     cache_dir: str = MISSING
     run_name: str = MISSING
+    variant: str = ""
 
 
 @dataclass

@@ -120,6 +120,7 @@ def _finish(
             num_failed=sum(cost.num_failed for cost in costs),
             num_images=sum(cost.num_images for cost in costs),
             wall_s=sum(cost.wall_s for cost in costs),
+            cpu_s=None if any(cost.cpu_s is None for cost in costs) else sum(cost.cpu_s or 0.0 for cost in costs),
         ),
         notes=(*last.notes, *notes),
         # Without each stage's uniform network: they continue this search, and make no curve of their own.

@@ -88,12 +88,17 @@ class NetworkRow:
 
 @dataclass(frozen=True)
 class SearchCost:
-    """What the search took: trials (failed ones among them), images scored in all of them, seconds of search."""
+    """What the search took: trials (failed ones among them), images scored in all of them, seconds of search.
+
+    `wall_s` is by the clock, `cpu_s` of the processor's cores together, which other work on the machine lengthens less;
+    None in runs of versions that didn't count it.
+    """
 
     num_trials: int
     num_failed: int
     num_images: int
     wall_s: float
+    cpu_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +120,8 @@ class Summary:
     `budget` is the resource and the cost_ratio asked for, None without a limit. `networks` are the table's columns,
     the dense one first. `family` are the members at every budget of a family, largest first, the one in `networks`
     among them; empty for a single network. `recovery` names how accuracies before fine-tuning were recovered. `notes`
-    are remarks that a reader of the numbers must know, one sentence each.
+    are remarks that a reader of the numbers must know, one sentence each. `variant` is the configuration's name for
+    what sets this run apart, `machine` what the search ran on.
     """
 
     run_name: str
@@ -131,6 +137,8 @@ class Summary:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     family: tuple[FamilyMember, ...] = ()
+    variant: str = ""
+    machine: str = ""
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.networks]
@@ -181,6 +189,8 @@ class Summary:
                 search_cost=SearchCost(**data["search_cost"]),
                 versions=dict(data["versions"]),
                 notes=tuple(data["notes"]),
+                variant=data.get("variant", ""),
+                machine=data.get("machine", ""),
                 family=tuple(
                     FamilyMember(member["cost_ratio"], tuple(_row_from_json(row) for row in member["networks"]))
                     for member in data.get("family", ())

@@ -65,7 +65,7 @@ def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
 
 def trials(folder: Path) -> list[dict[str, object]]:
     lines = (folder / "trials.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "wall_s"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in {"wall_s", "cpu_s"}} for line in lines]
 
 
 def test_a_run_leaves_everything_and_a_second_one_only_reports(tmp_path: Path) -> None:

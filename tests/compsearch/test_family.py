@@ -56,6 +56,7 @@ def comparable(summary: Summary) -> dict[str, Any]:
     """Everything of a summary that does not depend on time."""
     data = summary.to_json()
     data["search_cost"].pop("wall_s")
+    data["search_cost"].pop("cpu_s")
     for row in [*data["networks"], *(row for member in data["family"] for row in member["networks"])]:
         row.pop("latency")
         row["cost_ratios"].pop("latency_ms", None)
@@ -64,7 +65,7 @@ def comparable(summary: Summary) -> dict[str, Any]:
 
 def trials(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "trials.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "wall_s"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key not in {"wall_s", "cpu_s"}} for line in lines]
 
 
 def weights_of(network: torch.nn.Module) -> bytes:

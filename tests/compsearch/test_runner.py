@@ -43,7 +43,7 @@ def run(path: Path, **changes: Any) -> list[Trial]:
 
 def lines(path: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (path / "trials.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "wall_s"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in {"wall_s", "cpu_s"}} for row in rows]
 
 
 @pytest.mark.parametrize("call", ["append_bytes", "write_torch"])
