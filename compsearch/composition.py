@@ -50,6 +50,9 @@ def register() -> None:
         OmegaConf.register_new_resolver("budget_label", _budget_label)
         OmegaConf.register_new_resolver("run_label", _run_label)
         OmegaConf.register_new_resolver("runtime_label", _runtime_label)
+        OmegaConf.register_new_resolver("share", _share)
+        OmegaConf.register_new_resolver("at_most", min)
+        OmegaConf.register_new_resolver("decay", _decay)
 
 
 def _runtime_label(runtime: Mapping[str, Any]) -> str:
@@ -80,6 +83,16 @@ def _budget_label(
     if cost_ratios:
         return f"{resource}{min(cost_ratios):g}to{max(cost_ratios):g}"
     return resource if cost_ratio is None else f"{resource}{cost_ratio:g}"
+
+
+def _share(fraction: float, total: int) -> int:
+    """`fraction` of `total`, at least 1."""
+    return max(1, round(fraction * total))
+
+
+def _decay(end: float, num_steps: int, num_before: int) -> float:
+    """The factor per step that takes 1 to `end` over the `num_steps` but for the first `num_before`."""
+    return float(end ** (1 / max(1, num_steps - num_before)))
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -52,6 +52,7 @@ IRRELEVANT = (
     "cache_dir",
     "run_name",
     "variant",
+    "trials",  # what follows from it stands with the searcher
     "dataset.build.num_workers",
     "evaluator.num_workers",
     "workbench.batch_size",

@@ -97,6 +97,7 @@ class Config:
     loader: Any = MISSING
     workbench: Any = MISSING
     seed: int = 0
+    trials: int = MISSING
     device: str = "auto"
     cache_dir: str = MISSING
     run_name: str = MISSING
