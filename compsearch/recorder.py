@@ -161,8 +161,8 @@ def trials_frame(path: Path) -> pd.DataFrame:
     """The trials of a trials.jsonl as a table, one row each.
 
     Columns: step, index, objective, accuracy, top5, loss, split, num_images, cost_ratio, one per resource (macs, …),
-    failure, wall_s, cpu_s (not in runs of earlier versions), counts (dict of group to kept units), policy (`Policy`) and
-    genome. Raises as `read_trials`.
+    failure, wall_s, cpu_s (absent in runs of earlier versions), counts (dict of group to kept units), policy (`Policy`)
+    and genome. Raises as `read_trials`.
     """
     rows = []
     for row, trial in _read(path):
