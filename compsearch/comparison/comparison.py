@@ -16,7 +16,7 @@ NETWORK_COLUMNS = (
     "run",  # its folder's name
     "facet",  # network and dataset whose accuracies can share an axis, as people read it
     "series",  # what is compared: the searcher's name, with what sets it apart from others of that name
-    "searcher",  # amc | legr | proxylessnas | evolution | global_magnitude | uniform | random | …; "dense" for dense rows
+    "searcher",  # amc | legr | proxylessnas | evolution | global_magnitude | uniform | random | … | dense
     "variant",  # the configuration's name for a run that differs from the default; "" for the default
     "seed",
     "resource",  # what the budget limits, "" without one
