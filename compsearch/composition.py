@@ -1,4 +1,4 @@
-"""From configuration to objects: with `cli`, the only module that knows Hydra.
+"""From configuration to objects: with `cli` and `multirun`, the only module that knows Hydra.
 
 Everything below the configuration gets plain values. A node with `_target_` names a class or function; its other keys
 are arguments, and collaborators (the space, the evaluator, …) arrive by the names the target's signature asks for.
@@ -50,8 +50,9 @@ def register() -> None:
         OmegaConf.register_new_resolver("budget_label", _budget_label)
         OmegaConf.register_new_resolver("run_label", _run_label)
         OmegaConf.register_new_resolver("runtime_label", _runtime_label)
+        OmegaConf.register_new_resolver("choices_of", ",".join)
         OmegaConf.register_new_resolver("share", _share)
-        OmegaConf.register_new_resolver("at_most", min)
+        OmegaConf.register_new_resolver("at_most", _at_most)
         OmegaConf.register_new_resolver("decay", _decay)
 
 
@@ -87,12 +88,25 @@ def _budget_label(
 
 def _share(fraction: float, total: int) -> int:
     """`fraction` of `total`, at least 1."""
+    _check_number(total)
     return max(1, round(fraction * total))
+
+
+def _at_most(most: float, value: float) -> float:
+    _check_number(value)
+    return min(most, value)
 
 
 def _decay(end: float, num_steps: int, num_before: int) -> float:
     """The factor per step that takes 1 to `end` over the `num_steps` but for the first `num_before`."""
+    _check_number(num_steps)
+    _check_number(num_before)
     return float(end ** (1 / max(1, num_steps - num_before)))
+
+
+def _check_number(value: object) -> None:
+    if not isinstance(value, int | float):
+        raise ValueError(f"a setting that others follow from must be a number, but got {value!r}")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

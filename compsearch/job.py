@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml  # type: ignore[import-untyped, unused-ignore]
 
 from compsearch import runner
 from compsearch.assembly import Parts, assemble, network_parts, searcher_settings
@@ -37,7 +38,7 @@ from compsearch.report.pareto import uniform_verdict
 from compsearch.report.run_plots import PLOT_FILES, Drawn, draw_run, network_points, recovery_name
 from compsearch.report.table import summary_table
 from compsearch.reuse import LEARNED_FILE, learned_beside, lowest_ratio
-from compsearch.run_folder import SUMMARY_FILE, RunFolder
+from compsearch.run_folder import OVERRIDES_FILE, SUMMARY_FILE, RunFolder
 from compsearch.space import Policy, SearchSpace
 from compsearch.stages import run_stages
 from compsearch.summary import Latency, NetworkRow, SearchCost, Summary
@@ -52,6 +53,7 @@ IRRELEVANT = (
     "cache_dir",
     "run_name",
     "variant",
+    "variants",
     "trials",  # what follows from it stands with the searcher
     "dataset.build.num_workers",
     "evaluator.num_workers",
@@ -69,8 +71,12 @@ def irrelevant(config: Mapping[str, Any]) -> tuple[str, ...]:
     return IRRELEVANT if has_supernet else (*IRRELEVANT, "supernet")
 
 
-def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summary:
+def run(
+    config: Mapping[str, Any], path: Path, *, reuse: bool = False, overrides: Sequence[str] | None = None
+) -> Summary:
     """Does, or goes on with, or only reports, the run of `config` in the folder `path`.
+
+    `overrides` are what was typed to get `config`; they are kept for people who want to repeat the run.
 
     With `reuse`, a searcher that can start from what was learned takes it from a run beside this one, where there is
     one that differs in nothing but its budget, which must be no larger.
@@ -78,6 +84,8 @@ def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summar
     Raises ValueError for what a user can mend, `runner.Interrupted` on Ctrl-C during the search.
     """
     with RunFolder(path, config, ignore=irrelevant(config)) as folder:
+        if overrides is not None:
+            folder.write_text(OVERRIDES_FILE, yaml.safe_dump(list(overrides), width=1000))
         summary = _finished(folder)
         if summary is None:
             if config["stages"] is None:
@@ -86,8 +94,14 @@ def run(config: Mapping[str, Any], path: Path, *, reuse: bool = False) -> Summar
                 summary = run_stages(config, folder, _searched, ignore=irrelevant(config))
         else:
             _logger.info("%s is finished; delete it to run it again", path)
-        print(f"\n{summary_table(summary)}\n\n{_files(folder.path)}")
     return summary
+
+
+def shown(summary: Summary, path: Path) -> str:
+    """What a person gets to see of a finished run: its table, and what to look at in its folder."""
+    names = (*PLOT_FILES, POLICY_FILE, MODEL_FILE, FAMILY_FILE)
+    files = "\n".join(f"{path / name}" for name in names if (path / name).exists())
+    return f"\n{summary_table(summary)}\n\n{files}"
 
 
 def _searched(config: Mapping[str, Any], folder: RunFolder, *, reuse: bool = False) -> Summary:
@@ -188,7 +202,8 @@ def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: 
     done = [trial for trial in trials if trial.objective is not None]
     if not done:
         raise ValueError(
-            f"a search must have a trial that did not fail, but all {len(trials)} did: {trials[-1].failure}"
+            f"a search must have a trial that did not fail, but all {len(trials)} did; "
+            f"the last one is {trials[-1].failure}"
         )
     ranked = sorted(done, key=lambda trial: trial.objective or 0.0, reverse=True)
     # Where the objective weighs cost too, as it must without a budget, accuracy alone can't choose between finalists.
@@ -311,6 +326,7 @@ def _summary(
         notes=tuple(notes),
         variant=config["variant"],
         machine=parts.workbench.machine,
+        groups={group.name: group.size for group in parts.space.groups},
         family=family_rows(parts, members, report["networks"], latencies),
     )
 
@@ -365,7 +381,3 @@ def _git_commit() -> str:
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
-
-def _files(path: Path) -> str:
-    names = (*PLOT_FILES, POLICY_FILE, MODEL_FILE, FAMILY_FILE)
-    return "\n".join(f"{path / name}" for name in names if (path / name).exists())

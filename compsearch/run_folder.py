@@ -25,6 +25,7 @@ from compsearch import atomic
 
 CONFIG_FILE = "config.yaml"
 STAGES_FILE = "stages.json"
+OVERRIDES_FILE = "overrides.yaml"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
@@ -193,6 +194,21 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise RunFolderError(f"{path / CONFIG_FILE} must be a mapping, but got {config!r:.40}; delete the folder")
     return config
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process works in the run folder `path`."""
+    try:
+        descriptor = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ def search(searcher: Searcher, recorder: Recorder, *, budget: Budget | None, pro
     """Takes the steps of `searcher` that the run of `recorder` has not taken yet; returns the whole run's trials.
 
     A run that was interrupted, however, ends up with the trials of one that was not. `budget` is None for searchers
-    that have no limit; else every trial must be within it, which searchers guarantee.
+    that have no limit; else every trial that did not fail must be within it, which searchers guarantee.
 
     Raises ValueError for a searcher without steps, RunFolderError (a ValueError) when the folder cannot be read or
     written, Interrupted on Ctrl-C.
@@ -53,8 +53,8 @@ def search(searcher: Searcher, recorder: Recorder, *, budget: Budget | None, pro
 
 def _check(trial: Trial, budget: Budget | None) -> None:
     assert trial.objective is None or math.isfinite(trial.objective), f"a failed trial has no objective, got {trial}"
-    if budget is None:
-        return
+    if budget is None or trial.objective is None:
+        return  # without an objective a trial proposes nothing: being over the budget may be why it failed
     cost = trial.measurement.costs.get(budget.resource)
     # Without the cost itself, the ratio decides; it went through a division, hence the tolerance.
     within = trial.cost_ratio <= budget.cost_ratio * (1 + 1e-9) if cost is None else budget.allows(cost)

@@ -121,7 +121,7 @@ class Summary:
     the dense one first. `family` are the members at every budget of a family, largest first, the one in `networks`
     among them; empty for a single network. `recovery` names how accuracies before fine-tuning were recovered. `notes`
     are remarks that a reader of the numbers must know, one sentence each. `variant` is the configuration's name for
-    what sets this run apart, `machine` what the search ran on.
+    what sets this run apart, `machine` what the search ran on. `groups` are the dense network's: name to units.
     """
 
     run_name: str
@@ -139,6 +139,7 @@ class Summary:
     family: tuple[FamilyMember, ...] = ()
     variant: str = ""
     machine: str = ""
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.networks]
@@ -168,6 +169,7 @@ class Summary:
         ]
         data["versions"] = dict(self.versions)
         data["notes"] = list(self.notes)
+        data["groups"] = dict(self.groups)
         plain = finite_or_none(data)
         assert isinstance(plain, dict)
         return plain
@@ -191,6 +193,7 @@ class Summary:
                 notes=tuple(data["notes"]),
                 variant=data.get("variant", ""),
                 machine=data.get("machine", ""),
+                groups=dict(data.get("groups", {})),
                 family=tuple(
                     FamilyMember(member["cost_ratio"], tuple(_row_from_json(row) for row in member["networks"]))
                     for member in data.get("family", ())

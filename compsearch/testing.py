@@ -15,7 +15,7 @@ import copy
 import inspect
 import io
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,6 +41,8 @@ class SearcherContract:
     not_compared: ClassVar[str] = ""
     #: Runs, of different seeds, over which the comparison with random search is averaged.
     num_compared_seeds: ClassVar[int] = 3
+    #: Whether it may try policies over the budget, whose trials must then have failed. Searchers as a rule keep within.
+    tries_over_budget: ClassVar[bool] = False
 
     def searcher(self, **changes: Any) -> Searcher:
         """A new searcher on the toy problem; `changes` replace collaborators."""
@@ -48,13 +50,14 @@ class SearcherContract:
         return make(**_taken(make, collaborators() | changes))
 
     def test_runs_num_steps_and_returns_trials(self) -> None:
-        searcher = self.searcher()
+        given = collaborators()
+        searcher = self.searcher(**given)
         assert searcher.num_steps >= 1, f"`num_steps >= 1` must hold, but got {searcher.num_steps}"
         trials = _run(searcher)
-        assert trials, "a whole search must return at least one trial"
-        for trial in trials:
-            assert trial.objective is not None, f"a finite measurement must have an objective, but got {trial}"
-            assert np.isfinite(trial.objective), f"an objective must be finite, but got {trial.objective}"
+        self._check_failures(trials, given)
+        done = [trial.objective for trial in trials if trial.objective is not None]
+        assert done, "a whole search must return at least one trial that did not fail"
+        assert np.isfinite(done).all(), f"an objective must be finite, but got {done}"
 
     def test_same_seed_gives_the_same_trials(self) -> None:
         assert _run(self.searcher()) == _run(self.searcher()), "two searchers of one seed must propose the same trials"
@@ -100,12 +103,15 @@ class SearcherContract:
             given = collaborators(resource=resource, cost_ratio=cost_ratio)
             space, cost_model, budget = given["space"], given["cost_model"], given["budget"]
             dense = cost_model.cost(space.full_policy())
-            for trial in _run(self.searcher(**given)):
+            trials = _run(self.searcher(**given))
+            self._check_failures(trials, given)
+            for trial in trials:
                 space.check(trial.policy)
                 for group, count in zip(space.groups, space.counts(trial.policy), strict=True):
                     assert count in group.counts, f"{count} of {group.name!r} is none of its counts {group.counts}"
                 cost = cost_model.cost(trial.policy)
-                assert budget.allows(cost), f"{cost} {resource} is over the budget of {budget.limit}"
+                is_within = budget.allows(cost) or self.tries_over_budget
+                assert is_within, f"{cost} {resource} is over the budget of {budget.limit}"
                 assert trial.cost_ratio == cost / dense, f"cost_ratio must be {cost / dense}, but got {trial}"
 
     def test_state_does_not_alias_the_searcher(self) -> None:
@@ -141,15 +147,12 @@ class SearcherContract:
 
     def test_a_failed_measurement_is_recorded_and_the_search_goes_on(self) -> None:
         for every in (1, 3):
-            evaluator = FailingEvaluator(ToyEvaluator(toy_space()), every)
-            searcher = self.searcher(evaluator=evaluator)
+            given = collaborators() | {"evaluator": FailingEvaluator(ToyEvaluator(toy_space()), every)}
+            searcher = self.searcher(**given)
             trials = _run(searcher)
-            failed = [trial for trial in trials if not trial.measurement.is_finite]
-            assert failed, "a trial whose measurement is not finite must be returned"
-            for trial in trials:
-                is_failed = trial in failed
-                assert (trial.objective is None) == is_failed, f"only a failed trial has no objective, but got {trial}"
-                assert bool(trial.failure) == is_failed, f"a failed trial must say why, and only it, but got {trial}"
+            is_returned = any(not trial.measurement.is_finite for trial in trials)
+            assert is_returned, "a trial whose measurement is not finite must be returned"
+            self._check_failures(trials, given)
             assert _is_finite(searcher.state_dict()), "NaN must not enter the searcher's state"
 
     def test_beats_random_search(self) -> None:
@@ -168,6 +171,14 @@ class SearcherContract:
             gains.append(best.measurement.accuracy - by_chance)
         mean = float(np.mean(gains))
         assert mean > 0, f"random search with as many trials must be beaten, but the mean gain is {mean:.4f}: {gains}"
+
+    def _check_failures(self, trials: Sequence[Trial], given: Mapping[str, Any]) -> None:
+        """Failed are the trials whose measurement is not finite, and over the budget where that is tried; no others."""
+        for trial in trials:
+            is_over = self.tries_over_budget and not given["budget"].allows(given["cost_model"].cost(trial.policy))
+            is_failed = is_over or not trial.measurement.is_finite
+            assert (trial.objective is None) == is_failed, f"only a failed trial has no objective, but got {trial}"
+            assert bool(trial.failure) == is_failed, f"a failed trial must say why, and only it, but got {trial}"
 
     def _needs_chance(self) -> None:
         if "seed" not in _taken(type(self).make, collaborators()):

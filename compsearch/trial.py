@@ -36,9 +36,10 @@ class Measurement:
 class Trial:
     """A policy with its measurement and objective, higher is better.
 
-    `cost_ratio` is the achieved cost of the budget's resource over the dense one. A trial whose measurement is not
-    finite has no objective (None) and says why in `failure`. `genome` is what the searcher derived the policy from,
-    numbers by name, such as LeGR's alpha of every layer; empty where there is no more to say than the policy.
+    `cost_ratio` is the achieved cost of the budget's resource over the dense one. A trial that failed has no objective
+    (None) and says why in `failure`: its measurement is not finite, or it is over the budget, from a searcher that may
+    try such policies. `genome` is what the searcher derived the policy from, numbers by name, such as LeGR's alpha of
+    every layer; empty where there is no more to say than the policy.
     """
 
     policy: Policy

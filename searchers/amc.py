@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,17 @@ def decided_layer(space: SearchSpace, group: Group) -> Layer:
     return (full or consumers or producers[-1:])[0]
 
 
+# --- Policies over the budget ----------------------------------------------------------------------------------------
+
+
+def over_budget(trial: Trial, budget: Budget, excess: float) -> Trial:
+    """`trial` as a failed one: nobody can afford it by `excess`, a fraction of the dense cost. Its accuracy stays."""
+    if trial.objective is None:  # not finite, which says more
+        return trial
+    said = f"cost_ratio {trial.cost_ratio:.4g} > {budget.cost_ratio:.4g}, by {excess:.2g}"
+    return replace(trial, objective=None, failure=f"over the budget: {said}")
+
+
 # --- The search ------------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +116,9 @@ class AMC:
     top1 or top5. `replay_action` says which action the agent learns from: what the network got
     (`limited`) or what the actor asked for (`raw`). The first `warmup_episodes` act at random; then noise has standard
     deviation ``noise_sigma * noise_decay ** (episodes since)``. Updates are made from episode `learning_starts` on.
+
+    With an `over_budget_penalty` there is no action limit: a walk may end over the budget. Its trial has then failed,
+    and the agent learns from the reward less the penalty times the part of the dense cost by which it is over.
     """
 
     def __init__(
@@ -127,6 +142,7 @@ class AMC:
         replay_action: str,
         agent: DDPGOptions,
         composite: CompositeOptions | None = None,
+        over_budget_penalty: float | None = None,
     ) -> None:
         for name, value, choices in (
             ("state", state, tuple(STATES)),
@@ -151,6 +167,16 @@ class AMC:
             raise ValueError("a search needs at least one group that may be pruned, but the space has none")
         if budget is None and reward == "accuracy":
             raise ValueError("reward 'accuracy' needs a budget, but there is none; set one, or reward=error_log_cost")
+        if over_budget_penalty is not None and not 0 <= over_budget_penalty < math.inf:
+            raise ValueError(
+                "`searcher.over_budget_penalty` must be null, which limits actions, or a finite number of 0 or more, "
+                f"but got {over_budget_penalty}"
+            )
+        if budget is None and over_budget_penalty is not None:
+            raise ValueError(
+                f"`searcher.over_budget_penalty={over_budget_penalty:g}` needs a budget to be over, but there is none; "
+                "set one, or searcher.over_budget_penalty=null"
+            )
         self.space = space
         self.evaluator = evaluator
         self.cost_model = cost_model
@@ -165,6 +191,7 @@ class AMC:
         self.weighs_cost = reward != "accuracy"
         self.accuracy = accuracy
         self.replay_action = replay_action
+        self.over_budget_penalty = over_budget_penalty
         self.dense_cost, lowest = (float(cost) for cost in cost_model.costs(np.stack([space.sizes, space.min_counts])))
         if budget is not None and not budget.allows(lowest):
             raise ValueError(
@@ -193,6 +220,11 @@ class AMC:
         right = measurement.accuracy if self.accuracy == "top1" else measurement.top5
         # A network that answers NaN has classified nothing: the agent learns that from an Error of 1.
         reward = self.reward(1 - right if measurement.is_finite else 1.0, cost, measurement.costs)
+        trial = scored_trial(policy, measurement, objective=reward, cost_ratio=cost / self.dense_cost)
+        if self.over_budget_penalty is not None and self.budget is not None and not self.budget.allows(cost):
+            excess = (cost - self.budget.limit) / self.dense_cost
+            reward -= self.over_budget_penalty * excess
+            trial = over_budget(trial, self.budget, excess)
         learns = self.episode >= self.learning_starts
         losses = self.agent.remember(states, actions, reward, num_updates=int(learns))
         log.debug(
@@ -204,7 +236,7 @@ class AMC:
             " ".join(f"{name}={value:.4g}" for name, value in losses.items()),
         )
         self.episode += 1
-        return [scored_trial(policy, measurement, objective=reward, cost_ratio=cost / self.dense_cost)]
+        return [trial]
 
     def _composite(self, options: CompositeOptions | None) -> Reward:
         if options is None:
@@ -244,10 +276,10 @@ class AMC:
 
         `counts` [num_groups] is decided before `t`; the groups after it are taken at their fewest units. All allowed
         counts are priced exactly and at once, coupled layers and rounding included, so the walk as a whole meets the
-        budget whatever the cost model, as long as the smallest policy does.
+        budget whatever the cost model, as long as the smallest policy does. Without a limit, all allowed counts.
         """
         allowed = np.array(self.space.groups[t].counts, dtype=np.int64)
-        if self.budget is None:
+        if self.budget is None or self.over_budget_penalty is not None:
             return allowed
         policies = np.repeat(self.space.min_counts[None], len(allowed), axis=0)  # [num_allowed, num_groups]
         policies[:, :t] = counts[:t]

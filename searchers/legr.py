@@ -23,13 +23,17 @@ from searchers.fitness import fitness_of
 from searchers.ranking import Ranking
 from searchers.regularized_evolution import EvolutionOptions, Generator, RegularizedEvolution
 
+#: What of a genome evolves, (α, κ), by the value of `evolve_only`; what doesn't is the identity's.
+EVOLVING: Mapping[str | None, tuple[float, float]] = {None: (1.0, 1.0), "alpha": (1.0, 0.0), "kappa": (0.0, 1.0)}
+
 
 class LeGR:
     """One step, a batch of trials: of the initial population first, then children of the best of a sample.
 
     A genome is [2, num_layers]: α > 0 above, κ below, for the layers of `importance`. Every trial carries its
     own, so that `family` can say what it keeps within another budget. With `learned`, the genome that an earlier search
-    ended with, nothing is learnt: one step, one trial, its policy at `budget`.
+    ended with, nothing is learnt: one step, one trial, its policy at `budget`. `evolve_only` is ``alpha``, where κ is 0
+    throughout, or ``kappa``, where α is 1; None for both.
     """
 
     def __init__(
@@ -46,17 +50,26 @@ class LeGR:
         alpha_sigma: float,
         evolution: EvolutionOptions,
         learned: Genome | None = None,
+        evolve_only: str | None = None,
     ) -> None:
         if budget is None:
             raise ValueError("a budget must be given for searcher legr: without one its ranking removes nothing")
         if alpha_sigma < 0:
             raise ValueError(f"`alpha_sigma >= 0` must hold, but got {alpha_sigma=} for searcher legr")
+        if evolve_only not in EVOLVING:
+            raise ValueError(f"`searcher.evolve_only` must be null, alpha or kappa, but got {evolve_only!r}")
+        if evolve_only == "alpha" and alpha_sigma == 0:
+            raise ValueError(
+                "`alpha_sigma > 0` must hold where searcher.evolve_only=alpha, or all initial members are the same, "
+                f"but got {alpha_sigma=}"
+            )
         self.space = space
         self.evaluator = evaluator
         self.cost_model = cost_model
         self.budget = budget
         self.importance = importance
         self.alpha_sigma = alpha_sigma
+        self.evolving = EVOLVING[evolve_only]
         self.fitness = fitness_of(fitness)
         self.learned = None if learned is None else self._from_record(learned)
         self.evolution = RegularizedEvolution(
@@ -86,20 +99,23 @@ class LeGR:
     def initial(self, index: int, rng: Generator) -> FloatArray:
         """Member `index` of the initial population: the identity (α = 1, κ = 0) first, then chance.
 
-        α is exp N(0, alpha_sigma), κ N(0, σ_l) with σ_l the standard deviation of layer l's norms.
+        α is exp N(0, alpha_sigma), κ N(0, σ_l) with σ_l the standard deviation of layer l's norms: the identity mutated
+        in all layers.
         """
         num_layers = len(self.importance.layers)
-        if index == 0:
-            return np.stack([np.ones(num_layers), np.zeros(num_layers)])
-        alpha = np.exp(self.alpha_sigma * rng.standard_normal(num_layers))
-        return np.stack([alpha, self.importance.stds * rng.standard_normal(num_layers)])
+        identity = np.stack([np.ones(num_layers), np.zeros(num_layers)])
+        return identity if index == 0 else self.mutate(identity, np.ones(num_layers), self.alpha_sigma, rng)
 
     def mutate(self, genome: FloatArray, mutated: FloatArray, sigma: float, rng: Generator) -> FloatArray:
-        """α·exp N(0, `sigma`) and κ + N(0, σ_l) in the `mutated` layers."""
+        """α·exp N(0, `sigma`) and κ + N(0, σ_l) in the `mutated` layers, as far as they evolve.
+
+        The same numbers are drawn whatever evolves, so that searches that differ in it alone begin alike.
+        """
         alpha, kappa = genome
         num_layers = len(mutated)
-        factor = np.exp(mutated * sigma * rng.standard_normal(num_layers))
-        shift = mutated * self.importance.stds * rng.standard_normal(num_layers)
+        moves_alpha, moves_kappa = (evolves * mutated for evolves in self.evolving)
+        factor = np.exp(moves_alpha * sigma * rng.standard_normal(num_layers))
+        shift = moves_kappa * self.importance.stds * rng.standard_normal(num_layers)
         return np.stack([alpha * factor, kappa + shift])
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("compsearch", "searchers", "backends")
 # The only modules that know Hydra; they compose the packages through conf/.
-COMPOSERS = {"compsearch/cli.py", "compsearch/composition.py"}
+COMPOSERS = {"compsearch/cli.py", "compsearch/composition.py", "compsearch/multirun.py"}
 
 
 def modules() -> list[Path]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -93,3 +94,20 @@ def save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     atomic.write_bytes(path, buffer.getvalue())
+
+
+def save_both(figure: Figure, path: Path) -> tuple[Path, Path]:
+    """Writes `figure` as PNG at `path`, which must end so, and as SVG beside it; returns both paths.
+
+    The same figure gives the same bytes: no dates, and the SVG's ids are of the drawing alone.
+    """
+    if path.suffix != ".png":
+        raise ValueError(f"a figure's path must end in .png, its SVG goes beside it, but got {path}")
+    vector = path.with_suffix(".svg")
+    buffer = io.BytesIO()
+    # Letters as outlines: the page looks the same where the fonts are others.
+    with matplotlib.rc_context({"svg.hashsalt": "compsearch", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    save(figure, path)
+    atomic.write_bytes(vector, buffer.getvalue())
+    return path, vector

@@ -141,6 +141,7 @@ def test_what_is_learned_after_it_matters_for_nothing(results: Path, tmp_path: P
         ["budget.cost_ratio=0.6", "importance.reduction=max"],
         ["budget.cost_ratio=0.6", "recover=none"],
         ["budget.cost_ratio=0.6", "searcher.fitness=accuracy"],
+        ["budget.cost_ratio=0.6", "searcher.evolve_only=alpha"],
         ["budget.cost_ratio=null", "budget.limit=600000"],
     ],
     ids=" ".join,
@@ -152,6 +153,25 @@ def test_a_run_that_differs_in_more_than_a_larger_budget_learns_for_itself(
     summary = run(folder, "second", *options)
     assert summary.search_cost.num_trials == 4
     assert not any("nothing was learned" in note for note in summary.notes)
+
+
+def test_a_run_from_before_an_option_is_a_source_for_those_that_leave_it_null(results: Path, tmp_path: Path) -> None:
+    folder = beside(results, tmp_path)
+    config = folder / "first" / CONFIG_FILE
+    lines = config.read_text().splitlines(keepends=True)
+    older = [line for line in lines if "evolve_only" not in line]
+    assert len(older) == len(lines) - 1
+    config.write_text("".join(older))
+    assert run(folder, "second", "budget.cost_ratio=0.6").search_cost.num_trials == 1
+
+
+def test_a_half_of_the_map_is_taken_over_as_it_was_learned(tmp_path: Path) -> None:
+    run(tmp_path, "first", "budget.cost_ratio=0.4", "searcher.evolve_only=alpha")
+    summary = run(tmp_path, "second", "budget.cost_ratio=0.6", "searcher.evolve_only=alpha")
+    assert summary.search_cost.num_trials == 1
+    [trial] = trials(tmp_path / "second")
+    assert trial.genome == learned(tmp_path / "first")["genome"]
+    assert set(trial.genome["kappa"].values()) == {0.0}
 
 
 def test_a_single_run_learns_for_itself(results: Path, tmp_path: Path) -> None:

@@ -160,6 +160,17 @@ def test_a_trial_over_the_budget_is_a_bug(tmp_path: Path) -> None:
         search(over, Recorder(folder), budget=given["budget"], progress=False)
 
 
+def test_a_failed_trial_may_be_over_the_budget_and_is_read_back(tmp_path: Path) -> None:
+    class Over(RandomSearch):
+        def step(self) -> Sequence[Trial]:  # type: ignore[override]
+            [trial] = super().step()
+            return [dataclasses.replace(trial, cost_ratio=0.9, objective=None, failure="over the budget")]
+
+    with RunFolder(tmp_path / "run", {}) as folder:
+        found = search(make(Over, 2), Recorder(folder), budget=collaborators()["budget"], progress=False)
+    assert read_trials(tmp_path / "run" / "trials.jsonl") == found
+
+
 def test_the_table_has_a_row_per_trial(tmp_path: Path) -> None:
     found = run(tmp_path / "run")
     frame = trials_frame(tmp_path / "run" / "trials.jsonl")

@@ -1,6 +1,7 @@
 """The contract fails for searchers that break it: each one below breaks one thing."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,25 @@ class IgnoresItsBudget(Sound):
     def __init__(self, **kw: Any) -> None:
         super().__init__(**kw)
         self.budget = None
+
+
+class FailsWhatIsOverItsBudget(IgnoresItsBudget):
+    def __init__(self, **kw: Any) -> None:
+        super().__init__(**kw)
+        self.allowed = kw["budget"]
+
+    def step(self) -> list[Trial]:
+        return [
+            trial
+            if self.allowed.allows(self.cost_model.cost(trial.policy))
+            else replace(trial, objective=None, failure="x")
+            for trial in super().step()
+        ]
+
+
+class FailsEverything(Sound):
+    def step(self) -> list[Trial]:
+        return [replace(trial, objective=None, failure="x") for trial in super().step()]
 
 
 class Aliases(Sound):
@@ -101,8 +121,9 @@ class Repeats(Sound):
         return self.space.min_counts
 
 
-def contract(searcher: type[Sound]) -> SearcherContract:
-    return type("Contract", (SearcherContract,), {"make": staticmethod(lambda **kw: searcher(**kw))})()
+def contract(searcher: type[Sound], *, tries_over_budget: bool = False) -> SearcherContract:
+    attributes = {"make": staticmethod(lambda **kw: searcher(**kw)), "tries_over_budget": tries_over_budget}
+    return type("Contract", (SearcherContract,), attributes)()
 
 
 CLAIMS = [name for name in dir(SearcherContract) if name.startswith("test_")]
@@ -134,6 +155,32 @@ def test_a_sound_searcher_passes(claim: str) -> None:
 def test_a_broken_searcher_fails(searcher: type[Sound], claim: str) -> None:
     with pytest.raises(AssertionError):
         getattr(contract(searcher), claim)()
+
+
+@pytest.mark.parametrize("claim", [claim for claim in CLAIMS if claim != "test_beats_random_search"])
+def test_a_searcher_that_fails_what_is_over_its_budget_passes_where_it_may_try(claim: str) -> None:
+    getattr(contract(FailsWhatIsOverItsBudget, tries_over_budget=True), claim)()
+
+
+WITHIN = "test_every_policy_is_in_the_space_and_within_the_budget"
+
+
+@pytest.mark.parametrize(
+    ("searcher", "tries_over_budget", "claim"),
+    [
+        (FailsWhatIsOverItsBudget, False, WITHIN),
+        (IgnoresItsBudget, True, WITHIN),
+        (FailsEverything, True, WITHIN),
+        (FailsEverything, False, WITHIN),
+        (FailsEverything, True, "test_runs_num_steps_and_returns_trials"),
+        (FailsEverything, True, "test_a_failed_measurement_is_recorded_and_the_search_goes_on"),
+    ],
+)
+def test_what_is_over_the_budget_must_fail_where_it_may_be_tried_and_nothing_else_may(
+    searcher: type[Sound], tries_over_budget: bool, claim: str
+) -> None:
+    with pytest.raises(AssertionError):
+        getattr(contract(searcher, tries_over_budget=tries_over_budget), claim)()
 
 
 def test_a_state_with_an_object_in_it_does_not_read_back() -> None:

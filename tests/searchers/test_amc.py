@@ -2,17 +2,21 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from compsearch import job
 from compsearch.budget import Budget
+from compsearch.composition import compose_config
+from compsearch.recorder import read_trials
 from compsearch.space import FloatArray, IntArray, Policy
 from compsearch.testing import SearcherContract
 from compsearch.toy import FailingEvaluator, ToyCost, ToyEvaluator, collaborators, toy_space
-from compsearch.trial import Measurement
+from compsearch.trial import Measurement, Trial, best_trial
 from searchers.amc import AMC, decided_layer, paper_features, released_features, rest_macs, static_states
 from searchers.ddpg import DDPGOptions
 
@@ -60,6 +64,14 @@ class TestReleasedAMC(SearcherContract):
         functools.partial(SMALL, state="released", one_hot=False, replay_action="raw", agent=RELEASED_AGENT)
     )
     not_compared = "the comparison is TestAMC's; this one is about the options of the released code"
+
+
+class TestAMCWithoutActionLimit(SearcherContract):
+    tries_over_budget = True
+    make = staticmethod(functools.partial(SMALL, over_budget_penalty=1.0))
+    not_compared = (
+        "an ablation: without the limit it finds less here than random search, whose policies are at the budget"
+    )
 
 
 def make(*, cost_ratio: float | None = 0.5, resource: str = "macs", **options: Any) -> AMC:
@@ -195,6 +207,132 @@ def test_without_a_budget_every_count_is_offered() -> None:
     searcher = make(cost_ratio=None, reward="error_log_cost")
     for t, group in enumerate(searcher.space.groups):
         assert searcher.affordable_counts(t, searcher.space.sizes).tolist() == list(group.counts)
+
+
+# --- Without the action limit --------------------------------------------------------------------------------------
+
+
+def run(searcher: AMC) -> list[Trial]:
+    return [trial for _ in range(searcher.num_steps) for trial in searcher.step()]
+
+
+def test_with_a_penalty_every_count_is_offered_and_actions_are_what_the_network_gets() -> None:
+    searcher = make(cost_ratio=0.1, over_budget_penalty=1.0)
+    for t, group in enumerate(searcher.space.groups):
+        assert searcher.affordable_counts(t, searcher.space.sizes).tolist() == list(group.counts)
+    # The same seed draws the same actions, which a budget of everything doesn't limit either.
+    free = make(cost_ratio=1.0)
+    assert [trial.policy for trial in run(searcher)[:6]] == [trial.policy for trial in run(free)[:6]]
+
+
+def test_a_policy_over_the_budget_has_failed_and_says_by_how_much_but_keeps_its_accuracy() -> None:
+    searcher = make(cost_ratio=0.3, over_budget_penalty=1.0)
+    budget, evaluator = searcher.budget, ToyEvaluator(toy_space())
+    assert budget is not None
+    trials = run(searcher)
+    is_over = [not budget.allows(searcher.cost_model.cost(trial.policy)) for trial in trials]
+    assert set(is_over) == {True, False}
+    for trial, over in zip(trials, is_over, strict=True):
+        assert [trial.measurement] == evaluator.measure([trial.policy])
+        assert trial.objective == (None if over else trial.measurement.accuracy)
+        said = f"over the budget: cost_ratio {trial.cost_ratio:.4g} > 0.3, by {trial.cost_ratio - 0.3:.2g}"
+        assert trial.failure == (said if over else "")
+
+
+def test_the_agent_learns_from_the_accuracy_less_the_penalty_times_the_excess() -> None:
+    searcher = make(cost_ratio=0.3, over_budget_penalty=2.5)
+    trials = run(searcher)
+    expected = [trial.measurement.accuracy - 2.5 * max(0.0, trial.cost_ratio - 0.3) for trial in trials]
+    remembered = searcher.agent.replay.rewards[: 8 * len(trials), 0].reshape(-1, 8).numpy()
+    assert remembered == pytest.approx(np.repeat(np.array(expected)[:, None], 8, axis=1))
+    assert any(trial.objective is None for trial in trials)
+
+
+def test_the_penalty_comes_on_top_of_any_reward() -> None:
+    searcher = make(cost_ratio=0.05, over_budget_penalty=3.0, reward="error_log_cost", evaluator=FixedEvaluator())
+    [trial] = searcher.step()
+    assert trial.objective is None
+    log_cost = math.log(searcher.cost_model.cost(trial.policy))
+    expected = -0.4 * log_cost - 3.0 * (trial.cost_ratio - 0.05)
+    assert float(searcher.agent.replay.rewards[0]) == pytest.approx(expected)
+
+
+def test_the_best_trial_is_within_the_budget_though_others_are_more_accurate() -> None:
+    trials = run(make(cost_ratio=0.3, over_budget_penalty=0.0))
+    best = best_trial(trials)
+    assert best is not None
+    assert best.cost_ratio <= 0.3
+    assert max(trial.measurement.accuracy for trial in trials) > best.measurement.accuracy
+
+
+def test_the_penalty_teaches_the_agent_to_keep_within_the_budget() -> None:
+    options: dict[str, Any] = {"num_steps": 80, "warmup_episodes": 20, "learning_starts": 5, "noise_decay": 0.94}
+    shares = []
+    for penalty in (0.0, 1.0):
+        trials = run(make(cost_ratio=0.3, over_budget_penalty=penalty, **options))[-20:]
+        shares.append(np.mean([trial.cost_ratio <= 0.3 for trial in trials]))
+    assert shares[0] < 0.2
+    assert shares[1] > 0.8
+
+
+def test_what_is_not_finite_says_so_even_over_the_budget_and_its_penalty_is_learnt() -> None:
+    evaluator = FailingEvaluator(ToyEvaluator(toy_space()), every=1)
+    searcher = make(cost_ratio=0.05, over_budget_penalty=1.0, evaluator=evaluator)
+    [trial] = searcher.step()
+    assert trial.cost_ratio > 0.05
+    assert trial.failure.startswith("not finite on the search split")
+    assert float(searcher.agent.replay.rewards[0]) == pytest.approx(0.05 - trial.cost_ratio)
+
+
+@pytest.mark.parametrize("penalty", [-1.0, math.nan, math.inf])
+def test_a_penalty_that_is_no_penalty_is_refused(penalty: float) -> None:
+    with pytest.raises(ValueError, match=r"`searcher\.over_budget_penalty` must be null, .* but got") as raised:
+        make(over_budget_penalty=penalty)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_penalty_without_a_budget_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"over_budget_penalty=2` needs a budget to be over"):
+        make(cost_ratio=None, reward="error_log_cost", over_budget_penalty=2.0)
+
+
+#: A whole run in seconds: an untrained network on tiny digits.
+FAST = [
+    "searcher=amc",
+    "searcher.over_budget_penalty=1",
+    "trials=8",
+    "model.build.depth=8",
+    "model.weights=random",
+    "dataset.build.image_size=8",
+    "calibration.num_images=32",
+    "finalist.calibration_images=32",
+    "finetune.epochs=0",
+    "latency.repetitions=2",
+    "latency.warmup=1",
+    "timed_trials=0",
+    "space.divisor=4",
+    "recover=bn",
+    "recover@finalist.recover=bn",
+    "run_name=run",
+]
+
+
+def test_a_whole_run_without_the_limit_ends_within_the_budget(tmp_path: Path) -> None:
+    summary = job.run(compose_config([*FAST, "budget.cost_ratio=0.4"]), tmp_path / "run")
+    trials = read_trials(tmp_path / "run" / "trials.jsonl")
+    over = [trial for trial in trials if trial.objective is None]
+    assert 0 < len(over) < len(trials) == 8
+    assert all(trial.cost_ratio > 0.4 and trial.measurement.is_finite for trial in over)
+    assert summary.search_cost.num_failed == len(over)
+    [found] = [row for row in summary.networks if row.name == "compressed"]
+    assert summary.ratios(found)["macs"] <= 0.4
+
+
+def test_a_run_of_which_all_trials_are_over_the_budget_says_so_in_one_line(tmp_path: Path) -> None:
+    options = ["budget.cost_ratio=0.12", "searcher.num_steps=3", "searcher.warmup_episodes=3"]
+    with pytest.raises(ValueError, match="all 3 did; the last one is over the budget: cost_ratio") as raised:
+        job.run(compose_config([*FAST, *options]), tmp_path / "run")
+    assert "\n" not in str(raised.value)
 
 
 # --- Exploration and replay ----------------------------------------------------------------------------------------

@@ -47,6 +47,16 @@ class TestLeGRWithChildrenInBatches(SearcherContract):
     not_compared = "the comparison is TestLeGR's; this one is about batches"
 
 
+class TestLeGRWithAlphaOnly(SearcherContract):
+    make = staticmethod(functools.partial(SMALL, evolve_only="alpha"))
+    make_compared = staticmethod(functools.partial(TestLeGR.make_compared, evolve_only="alpha"))
+
+
+class TestLeGRWithKappaOnly(SearcherContract):
+    make = staticmethod(functools.partial(SMALL, evolve_only="kappa"))
+    make_compared = staticmethod(functools.partial(TestLeGR.make_compared, evolve_only="kappa"))
+
+
 def make(*, cost_ratio: float | None = 0.5, evolution: Mapping[str, Any] | None = None, **options: Any) -> LeGR:
     given = collaborators(cost_ratio=cost_ratio)
     given.update({key: options.pop(key) for key in list(options) if key in given})
@@ -167,6 +177,66 @@ def test_a_tenth_of_many_layers_is_mutated_and_one_of_few() -> None:
     for index in range(8, 30):
         living = trials[index - 8 : index]
         assert 1 in [int((genome_of(trials[index]) != genome_of(trial)).any(axis=0).sum()) for trial in living]
+
+
+# --- Half of the affine map ----------------------------------------------------------------------------------------
+
+#: By what alone evolves: the row of the genome that does, the one that does not, and what that stays at.
+HALVES = [("alpha", 0, 1, 0.0), ("kappa", 1, 0, 1.0)]
+
+
+@pytest.mark.parametrize(("half", "moving", "still", "neutral"), HALVES)
+def test_what_does_not_evolve_is_the_identitys_throughout(half: str, moving: int, still: int, neutral: float) -> None:
+    genomes = np.stack([genome_of(trial) for trial in run(make(evolve_only=half, num_trials=60))])
+    assert len(genomes) == 60
+    assert (genomes[:, still] == neutral).all()
+    assert not np.signbit(genomes[:, still]).any()  # no -0.0 in the record
+    assert len(np.unique(genomes[:, moving], axis=0)) == 60
+
+
+@pytest.mark.parametrize(("half", "moving", "still", "neutral"), HALVES)
+def test_initial_members_of_a_half_are_distinct_with_the_identity_among_them(
+    half: str, moving: int, still: int, neutral: float
+) -> None:
+    options: dict[str, Any] = {"evolution": {"population_size": 64}, "num_trials": 64}
+    genomes = [genome_of(trial) for trial in run(make(evolve_only=half, **options))]
+    whole = [genome_of(trial) for trial in run(make(**options))]
+    identity = np.stack([np.ones(10), np.zeros(10)])
+    assert [index for index, genome in enumerate(genomes) if (genome == identity).all()] == [0]
+    for one, other in itertools.combinations(genomes, 2):
+        assert (one[moving] != other[moving]).all()
+    # And they are those of the whole map, for the seed.
+    assert all((one[moving] == other[moving]).all() for one, other in zip(genomes, whole, strict=True))
+
+
+@pytest.mark.parametrize(("half", "moving", "still", "neutral"), HALVES)
+def test_mutation_touches_the_half_that_evolves_in_the_mutated_layers_alone(
+    half: str, moving: int, still: int, neutral: float
+) -> None:
+    searcher = make(evolve_only=half)
+    rng = np.random.default_rng(1)
+    genome = searcher.initial(1, rng)
+    mutated = np.array([0, 1, 0, 0, 1, 0, 0, 0, 0, 1.0])
+    changed = searcher.mutate(genome, mutated, 1.0, rng)
+    assert np.array_equal(changed[moving] != genome[moving], mutated == 1)
+    assert (changed[still] == neutral).all()
+
+
+@pytest.mark.parametrize(("half", "moving", "still", "neutral"), HALVES)
+def test_a_half_is_read_back_for_its_family_and_for_reuse(half: str, moving: int, still: int, neutral: float) -> None:
+    searcher = make(evolve_only=half, cost_ratio=0.3)
+    trial = best_trial(run(searcher)[1:])
+    assert trial is not None
+    genome = through_json(trial.genome)
+    assert set(genome) == {"alpha", "kappa"}
+    [member] = searcher.family(replace(trial, genome=genome), budgets(0.6))
+    assert make(evolve_only=half, cost_ratio=0.6, learned=genome).step() == [member]
+    assert make(evolve_only=half, cost_ratio=0.3, learned=genome).step() == [trial]
+
+
+def test_alphas_width_is_nothing_to_kappa() -> None:
+    wide, narrow = (make(evolve_only="kappa", alpha_sigma=sigma) for sigma in (2.0, 0.0))
+    assert run(wide) == run(narrow)
 
 
 # --- The ranking ---------------------------------------------------------------------------------------------------
@@ -359,6 +429,8 @@ def test_when_everything_failed_fresh_members_go_on() -> None:
     [
         ({"cost_ratio": None}, "a budget must be given for searcher legr: without one its ranking removes nothing"),
         ({"alpha_sigma": -1.0}, "`alpha_sigma >= 0` must hold, but got alpha_sigma=-1.0 for searcher legr"),
+        ({"evolve_only": "both"}, "`searcher.evolve_only` must be null, alpha or kappa, but got 'both'"),
+        ({"evolve_only": "alpha", "alpha_sigma": 0.0}, "`alpha_sigma > 0` must hold where searcher.evolve_only=alpha"),
         ({"fitness": "top5"}, "`searcher.fitness` must be one of loss, accuracy, but got 'top5'"),
         ({"num_trials": 0}, "`num_trials >= 1` must hold for an evolution, but got num_trials=0"),
     ],

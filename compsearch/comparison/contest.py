@@ -1,0 +1,101 @@
+"""Who is ahead at one budget, by how much, and whether that is more than the seeds differ among themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from compsearch.comparison.estimate import Estimate, is_beyond, joint_spread
+from compsearch.comparison.seeds import COST_COLUMNS, compressed_networks
+
+#: What needs no search worth its name. A method that doesn't beat these isn't worth its seconds.
+BASELINES = frozenset({"uniform", "random", "global_magnitude"})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One series in a contest: test accuracy over seeds, and the mean achieved cost of the budget's resource.
+
+    `cost_ratio` is NaN for a resource that the comparison doesn't tell of.
+    """
+
+    series: str
+    searcher: str
+    accuracy: Estimate
+    cost_ratio: float
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.searcher in BASELINES
+
+
+@dataclass(frozen=True)
+class Lead:
+    """`difference` of two means of accuracy, a fraction, and the `spread` it is held against.
+
+    The spread is sqrt(s1² + s2²), of two single seeds; a difference within it may be the seeds'. NaN with one seed.
+    """
+
+    difference: float
+    spread: float
+
+    @property
+    def is_beyond_spread(self) -> bool | None:
+        """None where the spread is unknown."""
+        return is_beyond(self.difference, self.spread)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All series at one budget and stage (before or after fine-tuning), the most accurate first; at least one."""
+
+    facet: str
+    resource: str
+    budget: float
+    stage: str
+    standings: tuple[Standing, ...]
+
+    def lead(self, one: Standing, other: Standing) -> Lead:
+        """Of `one` over `other`."""
+        return Lead(one.accuracy.mean - other.accuracy.mean, joint_spread(one.accuracy, other.accuracy))
+
+    @property
+    def best(self) -> Standing:
+        return self.standings[0]
+
+    @property
+    def runner_up(self) -> Standing | None:
+        return self.standings[1] if len(self.standings) > 1 else None
+
+    @property
+    def best_baseline(self) -> Standing | None:
+        return next((standing for standing in self.standings if standing.is_baseline), None)
+
+    @property
+    def best_method(self) -> Standing | None:
+        """The best of those that are no baseline."""
+        return next((standing for standing in self.standings if not standing.is_baseline), None)
+
+
+def contests(networks: pd.DataFrame) -> list[Contest]:
+    """Of `Comparison.networks`: every facet, resource, budget and stage in the order met, budgets falling."""
+    found = []
+    groups = compressed_networks(networks).groupby(["facet", "resource", "budget", "stage"], sort=False, dropna=False)
+    for (facet, resource, budget, stage), rows in groups:
+        standings = []
+        for (series, searcher), of_series in rows.groupby(["series", "searcher"], sort=False):
+            column = COST_COLUMNS.get(resource)
+            ratio = float(of_series[column].mean()) if column else float("nan")
+            standings.append(Standing(series, searcher, Estimate.of(of_series["accuracy_test"]), ratio))
+        standings.sort(key=lambda standing: -standing.accuracy.mean)
+        found.append(Contest(facet, resource, float(budget), stage, tuple(standings)))
+    facets = list(dict.fromkeys((contest.facet, contest.resource) for contest in found))
+    stages = {"before": 0, "after": 1}
+
+    def order(contest: Contest) -> tuple[int, float, int]:
+        budget = -contest.budget if np.isfinite(contest.budget) else np.inf
+        return facets.index((contest.facet, contest.resource)), budget, stages.get(contest.stage, len(stages))
+
+    return sorted(found, key=order)

@@ -1,0 +1,206 @@
+"""The report of a comparison: every plot, table and page that run folders allow, in one folder.
+
+``python -m compsearch.report results/a results/b output=results/mine``, or ``python -m compsearch report …``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from compsearch import atomic
+from compsearch.comparison.ablation_plot import save_ablation
+from compsearch.comparison.ablation_table import ablation_frame, ablation_tables
+from compsearch.comparison.comparison import Comparison
+from compsearch.comparison.equal_effort import at_equal_seconds, at_equal_trials
+from compsearch.comparison.hypervolume import hypervolumes, reference_sentence
+from compsearch.comparison.page import write_page
+from compsearch.comparison.page_table import PageTable
+from compsearch.comparison.plots import plots, save_plots
+from compsearch.comparison.runs import read_comparison
+from compsearch.comparison.statistics_tables import equal_effort_tables, hypervolume_tables
+from compsearch.comparison.tables import search_cost_frame, search_cost_tables, summary_frame, summary_tables
+from compsearch.comparison.text_table import TextTable, escape_markdown, to_markdown, write_csv, write_texts
+from compsearch.comparison.verdicts import verdicts
+from compsearch.run_folder import disk_errors
+
+PAGE_FILE = "report.html"
+TEXT_FILE = "report.md"
+_USAGE = "python -m compsearch.report <run folder or folder of runs> ... [output=<folder>]"
+#: Of the bootstrap over seeds; any will do, the same one gives the same intervals.
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written where: the folder, and in it the page, and the files of tables and plots."""
+
+    folder: Path
+    comparison: Comparison
+    sentences: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        lines = [*self.sentences, *(f"note: {remark}" for remark in self.comparison.remarks), ""]
+        return "\n".join([*lines, *(str(_shown(file)) for file in self.files)])
+
+
+def run_command(arguments: Sequence[str]) -> str:
+    """The command ``report``: compares the runs in the folders named; returns what to print.
+
+    Raises ValueError, in one line, for a folder without runs and for anything but folders and ``output=``.
+    """
+    folders, output = [], None
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if separator and key == "output" and value:
+            output = Path(value)
+        elif argument.startswith("-") or (separator and not Path(argument).exists()):
+            raise ValueError(f"the command is `{_USAGE}`, but got {argument!r}")
+        else:
+            folders.append(Path(argument))
+    if not folders:
+        raise ValueError(f"a report needs a folder of runs, as in `{_USAGE}`, but got none")
+    comparison = read_comparison(folders)
+    return str(write_report(comparison, output or _beside(comparison) / _name(comparison)))
+
+
+def compare(paths: Sequence[Path]) -> str:
+    """Compares the runs in the folders `paths`, in a folder beside them; returns what to print."""
+    comparison = read_comparison(paths)
+    return str(write_report(comparison, _beside(comparison) / _name(comparison)))
+
+
+def write_report(comparison: Comparison, folder: Path) -> Report:
+    """Writes plots, tables and the page of `comparison` into `folder`, which need not exist; files there are replaced.
+
+    Raises ValueError when the disk refuses.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        tables = {name: make(comparison) for name, make in _TABLES.items()}
+        files = _write_tables(comparison, tables, folder)
+        images = _write_plots(comparison, folder)
+        sentences = tuple(verdicts(comparison))
+        page_tables = [
+            PageTable.from_text(table, facet=facet)
+            for made in tables.values()
+            for facet in comparison.facets
+            for table in made.texts(facet)
+        ]
+        title = " · ".join(comparison.facets)
+        write_page(folder / PAGE_FILE, comparison, tables=page_tables, sentences=sentences, title=title)
+        _write_text(comparison, tables, sentences, images, folder)
+    first = (folder / PAGE_FILE, folder / TEXT_FILE)
+    return Report(folder, comparison, sentences, (*first, *files, *(image for _, image, _ in images)))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table as numbers and, by facet, as people read it."""
+
+    frame: pd.DataFrame
+    to_texts: Callable[[pd.DataFrame], list[TextTable]]
+
+    def texts(self, facet: str) -> list[TextTable]:
+        rows = self.frame[self.frame["facet"] == facet]
+        return self.to_texts(rows) if len(rows) else []
+
+
+def _ablation(comparison: Comparison) -> _Table:
+    return _Table(ablation_frame(comparison), lambda frame: ablation_tables(frame, comparison))
+
+
+_TABLES: dict[str, Callable[[Comparison], _Table]] = {
+    "summary": lambda comparison: _Table(summary_frame(comparison), summary_tables),
+    "ablation": _ablation,
+    "hypervolume": lambda comparison: _Table(
+        hypervolumes(comparison.networks, rng=np.random.default_rng(_SEED)), hypervolume_tables
+    ),
+    "equal_trials": lambda comparison: _Table(at_equal_trials(comparison), equal_effort_tables),
+    "equal_seconds": lambda comparison: _Table(at_equal_seconds(comparison), equal_effort_tables),
+    "search_cost": lambda comparison: _Table(search_cost_frame(comparison), search_cost_tables),
+}
+
+
+def _write_tables(comparison: Comparison, tables: dict[str, _Table], folder: Path) -> list[Path]:
+    write_csv(folder / "networks.csv", comparison.networks)
+    files = [folder / "networks.csv"]
+    for name, table in tables.items():
+        if len(table.frame):
+            write_csv(folder / f"{name}.csv", table.frame)
+            texts = [text for facet in comparison.facets for text in table.texts(facet)]
+            files += [folder / f"{name}.csv", *write_texts(folder / name, texts)]
+    return files
+
+
+def _write_plots(comparison: Comparison, folder: Path) -> list[tuple[str, Path, str]]:
+    """The plots of every facet: (facet, PNG, sentence); the SVG lies beside each."""
+    written = []
+    for facet in comparison.facets:
+        place = folder if len(comparison.facets) == 1 else folder / _slug(facet)
+        place.mkdir(exist_ok=True)
+        sentences = {plot.name: plot.sentence for plot in plots(comparison, facet)}
+        for name, (image, _) in save_plots(comparison, facet, place).items():
+            written.append((facet, image, sentences[name]))
+    ablation = ablation_frame(comparison)
+    keys = ["facet", "searcher", "resource", "budget"]
+    for number, (place_keys, rows) in enumerate(ablation.groupby(keys, sort=False, dropna=False)):
+        image, _ = save_ablation(folder / f"ablation{f'-{number + 1}' if number else ''}.png", rows)
+        written.append((str(place_keys[0]), image, "Each variant beside the default, mean and spread over seeds."))
+    return written
+
+
+def _write_text(
+    comparison: Comparison,
+    tables: dict[str, _Table],
+    sentences: Sequence[str],
+    images: Sequence[tuple[str, Path, str]],
+    folder: Path,
+) -> None:
+    lines = [f"# {' · '.join(comparison.facets)}", ""]
+    lines += [f"- {escape_markdown(sentence)}" for sentence in (*sentences, *comparison.remarks)]
+    for facet in comparison.facets:
+        lines += ["", f"## {facet}", ""] if len(comparison.facets) > 1 else [""]
+        for of_facet, image, sentence in images:
+            if of_facet == facet:
+                lines += [f"![{image.stem}]({image.relative_to(folder)})", "", escape_markdown(sentence), ""]
+        for made in tables.values():
+            lines += [text for table in made.texts(facet) for text in (to_markdown(table), "")]
+    lines += ["", escape_markdown(reference_sentence()), ""]
+    atomic.write_text(folder / TEXT_FILE, "\n".join(lines))
+
+
+def _beside(comparison: Comparison) -> Path:
+    """The folder that all runs lie in, or the nearest one above them."""
+    return Path(os.path.commonpath([run.path.absolute().parent for run in comparison.runs]))
+
+
+def _name(comparison: Comparison) -> str:
+    """``comparison-resnet20-digits``: what was compared, as a folder's name."""
+    configs = [run.config for run in comparison.runs]
+    parts = [
+        "+".join(dict.fromkeys(str(config.get(key, {}).get("name", "")) for config in configs))
+        for key in ("model", "dataset")
+    ]
+    variants = {run.variant for run in comparison.runs}
+    kind = "ablation" if len(variants - {""}) > 1 else "comparison"
+    searchers = list(dict.fromkeys(run.searcher for run in comparison.runs if run.variant == "default"))
+    return _slug("-".join([kind, *(searchers if kind == "ablation" else []), *parts]))
+
+
+def _slug(text: str) -> str:
+    """`text` as a file's name."""
+    return re.sub(r"[^\w.+-]+", "_", text).strip("_")[:100] or "comparison"
+
+
+def _shown(path: Path) -> Path:
+    """`path` from here, where it lies below."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -1,0 +1,238 @@
+"""Hydra's multirun as a sweep: names for what is swept, variants of an ablation, one broken run among many.
+
+With `cli` and `composition` the only modules that know Hydra.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from compsearch import composition, job
+from compsearch.run_folder import SUMMARY_FILE, is_in_use
+from compsearch.runner import Interrupted
+from compsearch.sweep import ENVIRONMENT, Ledger, Outcome, Watcher, outcome_text, result_text
+
+#: What a user can mend, and gets one line about.
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+ERROR_FILE = "error.log"
+_POLL_S = 1.0
+_START_PATIENCE_S = 60.0
+
+#: Settings that a run's name tells already.
+_NAMED = frozenset(
+    {
+        *("searcher", "model", "model.name", "dataset", "dataset.name", "seed", "space", "stages"),
+        *("budget", "budget.cost_ratio", "budget.cost_ratios", "budget.limit"),
+    }
+)
+_logger = logging.getLogger(__name__)
+
+
+def labelled(arguments: Sequence[str]) -> list[str]:
+    """The command line `arguments`, with a variant that tells runs apart by what is swept and not in their names.
+
+    Two runs of ``recover=bn,lsq`` would share a folder otherwise. As typed where nothing is missing, where the variant
+    or the run's name is given, and where Hydra will find a mistake.
+    """
+    overrides = [text for text in arguments if not text.startswith("-")]
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException:
+        return list(arguments)
+    keys = [override.get_key_element() for override in parsed]
+    swept = [key for key, override in zip(keys, parsed, strict=True) if override.is_sweep_override()]
+    unnamed = [key for key in swept if key not in _NAMED and not key.startswith("hydra")]
+    if not unnamed or {"variant", "run_name", "experiment"} & set(keys):
+        return list(arguments)
+    names = ",".join(f"'{key}'" for key in unnamed)
+    return [*arguments, f'variant="${{swept:{names}}}"']
+
+
+def swept(*keys: str) -> str:
+    """What this job of a sweep has for `keys`, as ``recover=bn,trials=10``. A resolver of the configuration."""
+    values = _by_key(_job_overrides())
+    return ",".join(f"{key.rsplit('.', 1)[-1]}={values[key].get_value_element_as_str()}" for key in keys)
+
+
+def job_overrides(config: DictConfig) -> list[list[str]]:
+    """The overrides of each job of the sweep that `config` describes, in the order that Hydra starts them."""
+    params = {} if config.hydra.sweeper.params is None else dict(config.hydra.sweeper.params)
+    typed = _texts(config.hydra.overrides.task)
+    parsed = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *typed])
+    choices = {}  # as Hydra does, the last one of a key counts, at the place of the first
+    for override in parsed:
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            choices[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            choices[key] = [f"{key}={override.get_value_element_as_str()}"]
+    return [list(combination) for combination in product(*choices.values())]
+
+
+class SweepCallback(Callback):
+    """Opens the ledger of a sweep, where every job finds it through the environment, and watches over parallel jobs.
+
+    Hydra calls it in the process that starts the jobs.
+    """
+
+    def __init__(self) -> None:
+        self._watcher: Watcher | None = None
+
+    def __reduce__(self) -> tuple[type[SweepCallback], tuple[()]]:
+        return SweepCallback, ()  # launchers send it to the jobs' processes, where nothing is to be watched
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Before any job."""
+        overrides = job_overrides(config)
+        ledger = Ledger.create(Path(config.hydra.sweep.dir), overrides=overrides)
+        os.environ[ENVIRONMENT] = str(ledger.path)
+        logging.getLogger("hydra").setLevel(logging.WARNING)  # it would list every job's overrides
+        print(f"sweep: {len(overrides)} runs", flush=True)
+        if not is_sequential(config):
+            # Bars of several processes would write over each other; the ends of the runs are shown instead.
+            os.environ["TQDM_DISABLE"] = "1"
+            self._watcher = Watcher(ledger, partial(print, flush=True))
+            self._watcher.__enter__()
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """After all jobs."""
+        if self._watcher is not None:
+            self._watcher.__exit__(None, None, None)
+
+
+def is_sequential(config: DictConfig) -> bool:
+    """Whether one run comes after the other in this process, rather than in processes of their own."""
+    return str(config.hydra.launcher._target_).rsplit(".", 1)[-1] == "BasicLauncher"
+
+
+def run_job(config: DictConfig) -> None:
+    """One run of a sweep: says in the ledger what became of it, and lets nothing but Ctrl-C end the others."""
+    settings = HydraConfig.get()
+    ledger = Ledger.of_environment()
+    assert ledger is not None, "a sweep opens its ledger before its jobs"
+    number, path, begun = settings.job.num, Path(settings.runtime.output_dir), time.monotonic()
+    is_alone = is_sequential(OmegaConf.create({"hydra": settings}))
+    if not is_alone:
+        logging.getLogger().setLevel(logging.WARNING)
+    else:
+        print(f"\nrun {number + 1} of {ledger.read().total}: {path.name}", flush=True)
+    ledger.start(number, path)
+    try:
+        values, overrides = varied(config)
+        if not is_alone and composition.takes(values["searcher"], "learned", place="searcher"):
+            _await_teachers(ledger, number)
+        kind = "found" if (path / SUMMARY_FILE).is_file() else "done"
+        summary = job.run(values, path, reuse=True, overrides=overrides)
+        text = result_text(summary)
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        # Hydra takes exceptions for failures of one job and starts the next one.
+        raise KeyboardInterrupt(str(interruption)) from interruption
+    except Exception as error:  # whatever it is, it must not take the other runs with it
+        kind, text = "failed", composition.one_line(error)
+        if not isinstance(error, USER_ERRORS):
+            text = f"{type(error).__name__}: {text}; {path / ERROR_FILE} says where"
+            (path / ERROR_FILE).write_text(traceback.format_exc())
+    outcome = Outcome(number, str(path), kind, time.monotonic() - begun, text)
+    ledger.end(outcome)
+    if is_alone:
+        print(f"{outcome_text(outcome)}\n{ledger.read().line(now=time.time())}", flush=True)
+
+
+def varied(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """The configuration of this run as plain values, its variant's settings among them, and the overrides it is of.
+
+    `variants` in the configuration maps names to lists of overrides, as in conf/experiment/; they come after what was
+    typed. Raises ValueError for a variant that is not there.
+    """
+    overrides = [
+        f"variant='{config.variant}'" if override.get_key_element() == "variant" else str(override.input_line)
+        for override in _parsed(_job_overrides())
+    ]
+    variants: Mapping[str, Sequence[str]] = config.variants
+    if not variants:
+        return composition.plain(config), overrides
+    if config.variant not in variants:
+        raise ValueError(f"`variant` must be one of {', '.join(variants)}, but got {config.variant!r}")
+    more = list(variants[config.variant])
+    if not more:
+        return composition.plain(config), overrides
+    replaced = _by_key(more)
+    kept = [override for override in _parsed(overrides) if override.get_key_element() not in replaced]
+    texts = [str(override.input_line) for override in kept]
+    return composition.plain(compose("config", [*texts, *more, f"run_name='{config.run_name}'"])), overrides
+
+
+def _await_teachers(ledger: Ledger, number: int) -> None:
+    """Waits for the jobs before `number` whose ranking its run can take over: the same ones at lower cost_ratios.
+
+    Whether a ranking is learned or taken over must not depend on which process is faster.
+    """
+    all_overrides = ledger.read().overrides
+    teachers = [index for index in range(number) if _is_lower(all_overrides[index], all_overrides[number])]
+    for teacher in teachers:
+        patience = _START_PATIENCE_S
+        while True:
+            status = ledger.read()
+            if any(outcome.job == teacher for outcome in status.outcomes):
+                break
+            run = status.started.get(teacher)
+            # A process that was killed says no end; one that hasn't started may never.
+            patience = _START_PATIENCE_S if run and is_in_use(Path(run)) else patience - _POLL_S
+            if patience <= 0:
+                _logger.warning("job %d is not seen to learn its ranking; job %d learns its own", teacher, number)
+                break
+            time.sleep(_POLL_S)
+
+
+def _is_lower(other: Sequence[str], own: Sequence[str]) -> bool:
+    """Whether two jobs differ in nothing but a lower cost_ratio of the `other`."""
+    theirs, mine = (
+        {key: override.get_value_element_as_str() for key, override in _by_key(each).items()} for each in (other, own)
+    )
+    lower, higher = theirs.pop("budget.cost_ratio", ""), mine.pop("budget.cost_ratio", "")
+    try:
+        return theirs == mine and float(lower) < float(higher)
+    except ValueError:
+        return False
+
+
+def _job_overrides() -> list[str]:
+    return _texts(HydraConfig.get().overrides.task)
+
+
+def _texts(overrides: Any) -> list[str]:
+    # Unresolved: one of them may be an interpolation that asks for all of them.
+    texts = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    parsed: list[Override] = OverridesParser.create().parse_overrides(list(overrides))
+    return parsed
+
+
+def _by_key(overrides: Sequence[str]) -> dict[str, Override]:
+    return {override.get_key_element(): override for override in _parsed(overrides)}
+
+
+# A process that a launcher starts imports this module to get its task, and composes the task's configuration next.
+composition.register()
+OmegaConf.register_new_resolver("swept", swept, replace=True)
