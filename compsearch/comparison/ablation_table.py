@@ -61,11 +61,13 @@ def default_variant(variants: Sequence[str]) -> str | None:
 def ablation_frame(comparison: Comparison) -> pd.DataFrame:
     """`ABLATION_COLUMNS` of every searcher with variants, at every facet and budget; no rows where there are none.
 
-    The default comes first, the variants in the order met. Beside a variant called ``default`` the unnamed runs are
-    left out. Searches whose cost is counted with another run have no seconds.
+    A variant may be of another searcher, what is left of LeGR without its affine map, say: where just one searcher has
+    a variant ``default``, it stands beside that one's. The default comes first, the variants in the order met. Beside a
+    variant called ``default`` the unnamed runs are left out. Searches whose cost is counted with another run have no
+    seconds.
     """
     networks = comparison.networks
-    networks = networks[networks["stage"] != "dense"]
+    networks = _joined(networks[networks["stage"] != "dense"])
     rows: list[dict[str, object]] = []
     keys = ["facet", "searcher", "resource", "budget"]
     for places, of_place in networks.groupby(keys, sort=False, dropna=False):
@@ -89,6 +91,15 @@ def ablation_frame(comparison: Comparison) -> pd.DataFrame:
                     named |= {"is_default": variant == default, "quantity": quantity, "unit": unit}
                     rows.append(named | _numbers(own, other))
     return columns_in_order(rows, ABLATION_COLUMNS)
+
+
+def _joined(networks: pd.DataFrame) -> pd.DataFrame:
+    """`networks` with variants of searchers that have no default under the one searcher of their facet that has."""
+    with_default = networks[networks["variant"] == "default"].groupby("facet")["searcher"].unique()
+    owners = {facet: searchers[0] for facet, searchers in with_default.items() if len(searchers) == 1}
+    is_variant = ~networks["variant"].isin(DEFAULTS)
+    owner = networks["facet"].map(owners)
+    return networks.assign(searcher=networks["searcher"].where(~is_variant | owner.isna(), owner))
 
 
 def ablation_tables(ablation: pd.DataFrame, comparison: Comparison, *, settings: Sequence[str] = ()) -> list[TextTable]:
@@ -180,7 +191,8 @@ def _setting(comparison: Comparison, place: Mapping[str, object], key: str) -> s
     texts = dict.fromkeys(
         str(run.settings[key])
         for run in comparison.runs
-        if (run.facet, run.searcher, run.variant) == (place["facet"], place["searcher"], place["variant"])
+        if (run.facet, run.variant) == (place["facet"], place["variant"])
+        and (run.searcher == place["searcher"] or run.variant not in DEFAULTS)
         and key in run.settings
     )
     return NOT_MEASURED if not texts else next(iter(texts)) if len(texts) == 1 else "varies"

@@ -101,8 +101,8 @@ def kept_frame(runs: Sequence[ReadRun]) -> pd.DataFrame:
 def _keep_ratios(policy: Policy, sizes: Mapping[str, int]) -> Iterable[tuple[str, float]]:
     skipped = tuple(f"{block}." for block, operation in policy.operations if operation == ZERO)
     for group, units in policy.kept:
-        size = max(sizes.get(group, 0), len(units))
-        yield group, 0.0 if group.startswith(skipped) or not size else len(units) / size
+        size = max(sizes.get(group, 0), len(units), 1)
+        yield group, 0.0 if group.startswith(skipped) else len(units) / size
 
 
 def _searched(files: RunFiles, budget: float) -> Sequence[TrialRow]:

@@ -6,10 +6,12 @@ browser to load anything else. Its plots are drawn by page_assets/*.js from `pag
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -31,20 +33,44 @@ _SCRIPTS = ("details.js", "frame.js", "plots.js", "tables.js")
 _MOST_IN_A_PARAGRAPH = 3
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A plot as a picture, for the section of `facet`: the bytes of a PNG, and the sentence below it."""
+
+    facet: str
+    title: str
+    sentence: str
+    png: bytes
+
+    def to_html(self) -> str:
+        """A `<figure>` that holds its own data."""
+        source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
+        return (
+            f'<figure class="picture"><img src="{source}" alt="{html.escape(self.title)}">'
+            f"<figcaption>{html.escape(self.sentence)}</figcaption></figure>"
+        )
+
+
 def write_page(
-    path: Path, comparison: Comparison, *, tables: Sequence[PageTable], sentences: Sequence[str], title: str
+    path: Path,
+    comparison: Comparison,
+    *,
+    tables: Sequence[PageTable],
+    sentences: Sequence[str],
+    title: str,
+    pictures: Sequence[Picture] = (),
 ) -> None:
     """Writes `comparison` as a self-contained page to `path`, whole or not at all.
 
     `sentences` are the verdict, which the page opens with; `tables` stand below the plots of the facet they name, those
-    that name none below all facets. Links to runs are relative to `path`. Raises ValueError when a table names a facet
-    that is not there.
+    that name none below all facets; `pictures` are folded away below the tables of theirs. Links to runs are relative
+    to `path`. Raises ValueError when a table names a facet that is not there.
     """
     unknown = {table.facet for table in tables} - {"", *comparison.facets}
     if unknown:
         raise ValueError(f"a table's facet must be one of {list(comparison.facets)}, but got {sorted(unknown)}")
     facets = [facet_data(comparison, facet, page=path) for facet in comparison.facets]
-    sections = [_facet_section(comparison, facet, tables, number, path) for number, facet in enumerate(facets)]
+    sections = [_facet_section(comparison, facet, tables, pictures, number) for number, facet in enumerate(facets)]
     general = [table.to_html() for table in tables if not table.facet]
     if general:
         sections.append(_section("tables", "All together", "".join(general)))
@@ -101,7 +127,11 @@ def _section(identity: str, heading: str, content: str) -> str:
 
 
 def _facet_section(
-    comparison: Comparison, facet: dict[str, Any], tables: Sequence[PageTable], number: int, path: Path
+    comparison: Comparison,
+    facet: dict[str, Any],
+    tables: Sequence[PageTable],
+    pictures: Sequence[Picture],
+    number: int,
 ) -> str:
     name = facet["name"]
     parts = [f'<div class="facet" data-facet="{number}">']
@@ -116,7 +146,10 @@ def _facet_section(
         parts.append(_plot_html("anytime", "Best so far", _anytime_caption()))
         parts.append("</div>")
     parts.append('<aside class="details" hidden aria-live="polite"></aside></div>')
-    parts += [table.to_html() for table in tables if table.facet == name]
+    for table in tables:
+        if table.facet == name:
+            parts.append(_folded(table.title, table.to_html()) if table.is_folded else table.to_html())
+    parts += [_folded(picture.title, picture.to_html()) for picture in pictures if picture.facet == name]
     parts.append(_folded("Every network as a table", _networks_table(comparison, facet).to_html()))
     settings = settings_table(comparison, name)
     if settings is not None:

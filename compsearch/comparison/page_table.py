@@ -39,7 +39,8 @@ class Cell:
 class PageTable:
     """A table of the page: `columns` are headings, `rows` cells of whatever kind; `note` stands below it.
 
-    `facet` is the facet whose section it belongs to; "" for what belongs to all.
+    `facet` is the facet whose section it belongs to; "" for what belongs to all. One that `is_folded` shows its title
+    until it is opened.
     """
 
     title: str
@@ -47,6 +48,7 @@ class PageTable:
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     facet: str = ""
+    is_folded: bool = False
 
     def __post_init__(self) -> None:
         wrong = [len(row) for row in self.rows if len(row) != len(self.columns)]
@@ -63,10 +65,10 @@ class PageTable:
         return cls(title, tuple(map(str, frame.columns)), rows, note, facet)
 
     @classmethod
-    def from_text(cls, table: TextTable, *, facet: str = "") -> Self:
+    def from_text(cls, table: TextTable, *, facet: str = "", is_folded: bool = False) -> Self:
         """The page's form of a table that is also written as Markdown and LaTeX."""
         rows = tuple(tuple(Cell(cell.text, is_bold=cell.is_bold) for cell in row) for row in table.rows)
-        return cls(table.caption, table.headings, rows, " ".join(table.notes), facet)
+        return cls(table.caption, table.headings, rows, " ".join(table.notes), facet, is_folded)
 
     def to_html(self) -> str:
         """A `<figure>`. All texts are escaped."""

@@ -20,7 +20,7 @@ from compsearch.comparison.ablation_table import ablation_frame, ablation_tables
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.equal_effort import at_equal_seconds, at_equal_trials
 from compsearch.comparison.hypervolume import hypervolumes, reference_sentence
-from compsearch.comparison.page import write_page
+from compsearch.comparison.page import Picture, write_page
 from compsearch.comparison.page_table import PageTable
 from compsearch.comparison.plots import plots, save_plots
 from compsearch.comparison.runs import read_comparison
@@ -31,6 +31,8 @@ from compsearch.comparison.verdicts import verdicts
 from compsearch.run_folder import disk_errors
 
 PAGE_FILE = "report.html"
+#: Tables that the page shows at once; others are opened by a click.
+_SHOWN = ("summary", "ablation", "search_cost")
 TEXT_FILE = "report.md"
 _USAGE = "python -m compsearch.report <run folder or folder of runs> ... [output=<folder>]"
 #: Of the bootstrap over seeds; any will do, the same one gives the same intervals.
@@ -89,13 +91,15 @@ def write_report(comparison: Comparison, folder: Path) -> Report:
         images = _write_plots(comparison, folder)
         sentences = tuple(verdicts(comparison))
         page_tables = [
-            PageTable.from_text(table, facet=facet)
-            for made in tables.values()
+            PageTable.from_text(table, facet=facet, is_folded=name not in _SHOWN)
+            for name, made in tables.items()
             for facet in comparison.facets
             for table in made.texts(facet)
         ]
+        pictures = [Picture(facet, image.stem, sentence, image.read_bytes()) for facet, image, sentence in images]
         title = " · ".join(comparison.facets)
-        write_page(folder / PAGE_FILE, comparison, tables=page_tables, sentences=sentences, title=title)
+        page = folder / PAGE_FILE
+        write_page(page, comparison, tables=page_tables, sentences=sentences, title=title, pictures=pictures)
         _write_text(comparison, tables, sentences, images, folder)
     first = (folder / PAGE_FILE, folder / TEXT_FILE)
     return Report(folder, comparison, sentences, (*first, *files, *(image for _, image, _ in images)))

@@ -92,8 +92,9 @@ def save_pareto(
 
 
 def trial_points(trials: Sequence[Trial]) -> FloatArray:
-    """(cost_ratio, accuracy) of every trial that has both, [num_points, 2]."""
-    scores = np.array([(trial.cost_ratio, trial.measurement.accuracy) for trial in trials], dtype=np.float64)
+    """(cost_ratio, accuracy) of every trial that did not fail, [num_points, 2]; one over the budget did."""
+    done = [trial for trial in trials if trial.objective is not None]
+    scores = np.array([(trial.cost_ratio, trial.measurement.accuracy) for trial in done], dtype=np.float64)
     scores = scores.reshape(-1, 2)
     return scores[np.isfinite(scores).all(axis=1)]
 

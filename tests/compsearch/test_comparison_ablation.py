@@ -210,3 +210,18 @@ def test_numbers_of_an_ablation_do_not_depend_on_the_order_of_its_rows():
     by = ["variant", "quantity"]
     one, other = (ablation_frame(comparison(*each)).sort_values(by).reset_index(drop=True) for each in (rows, shuffled))
     pd.testing.assert_frame_equal(one, other)
+
+
+def test_a_variant_of_another_searcher_stands_beside_the_default_it_is_left_of() -> None:
+    rows = (*seeds("default", [0.5, 0.6]), *seeds("affine_off", [0.4, 0.5], searcher="global_magnitude"))
+    frame = ablation_frame(comparison(*rows))
+    off = only(frame, variant="affine_off", quantity="test_before")
+    assert off["searcher"] == "amc"
+    assert off["difference"] == pytest.approx(-0.1)
+
+
+def test_variants_of_two_searchers_with_defaults_are_kept_apart() -> None:
+    rows = (*seeds("default", [0.5]), *seeds("mine", [0.4]), *seeds("default", [0.7], searcher="legr"))
+    frame = ablation_frame(comparison(*rows, *seeds("mine", [0.6], searcher="legr")))
+    assert set(frame["searcher"]) == {"amc", "legr"}
+    assert only(frame, searcher="legr", variant="mine", quantity="test_before")["difference"] == pytest.approx(-0.1)

@@ -405,6 +405,15 @@ class TestKeepRatios:
         values = np.ma.masked_invalid(axes.get_images()[0].get_array())
         assert values.mask.tolist() == [[False] * 4, [False, True, False, False]]
 
+    def test_a_group_of_a_shorter_list_comes_after_what_it_follows_there(self) -> None:
+        more = comparison_of({"amc": (0.8,), "legr": (0.8,)})
+        is_other = (more.kept["series"] == "legr") & (more.kept["group"] == "a.1.conv")
+        group = more.kept["group"].where(~is_other, "a.0.shift")
+        kept = more.kept.assign(group=group)[~((more.kept["series"] == "legr") & (group == "b.0.conv"))]
+        axes = keep_ratio_figure(replace(more, kept=kept), FACET).axes[0]
+        names = [label.get_text() for label in axes.get_xticklabels()]
+        assert names == ["stem.conv", "a.0.conv", "a.0.shift", "a.1.conv", "b.0.conv"]
+
     def test_of_many_groups_every_few_are_named(self) -> None:
         kept = pd.concat([WHOLE.kept.assign(group=WHOLE.kept["group"] + f".{copy}") for copy in range(20)])
         figure = keep_ratio_figure(replace(WHOLE, kept=kept), FACET)

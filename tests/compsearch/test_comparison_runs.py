@@ -56,6 +56,17 @@ def test_of_a_finished_run_and_its_unfinished_copy_the_finished_one_counts(
     assert run.summary is not None
 
 
+def test_of_two_unfinished_copies_the_one_that_has_come_further_counts(
+    run_folders: SimpleNamespace, tmp_path: Path
+) -> None:
+    path = run_folders.write("a", finished=False)
+    shutil.copytree(path, tmp_path / "copies" / "a")
+    lines = (path / "trials.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "copies" / "a" / "trials.jsonl").write_text(lines[0])
+    [run] = read_comparison([tmp_path / "copies", run_folders.root]).runs
+    assert run.path == path
+
+
 def test_the_same_run_timed_on_two_devices_is_two_results(run_folders: SimpleNamespace) -> None:
     for name, device in (("a", "one"), ("b", "two")):
         rows = [run_folders.network("compressed", 0.5, device=device)]
@@ -88,9 +99,10 @@ def test_latency_reports_are_passed_over_and_runs_without_a_trial_are_named(run_
 
 def test_the_trials_of_stages_follow_each_other_in_number_and_time(run_folders: SimpleNamespace) -> None:
     path = run_folders.write("a")
-    for stage in ("stage1-0.5", "stage2-0.2", "stage10-0.1"):
+    for stage, accuracy in (("stage1-0.5", 0.9), ("stage2-0.2", 0.8), ("stage10-0.1", 0.7)):
         (path / stage).mkdir()
-        shutil.copy(path / "trials.jsonl", path / stage)
+        rows = [run_folders.trial(index, accuracy) for index in range(3)]
+        (path / stage / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (path / "trials.jsonl").unlink()
     summary = json.loads((path / "summary.json").read_text())
     summary["search_cost"]["num_trials"] = 9
@@ -98,6 +110,7 @@ def test_the_trials_of_stages_follow_each_other_in_number_and_time(run_folders: 
     trials = read_comparison([path]).trials
     assert list(trials["index"]) == list(range(9))
     assert list(trials["wall_s"]) == [10.0 * number for number in range(1, 10)]
+    assert list(trials["accuracy"]) == [0.9] * 3 + [0.8] * 3 + [0.7] * 3
 
 
 # --- What is not there, or damaged ------------------------------------------------------------------------------------
@@ -287,16 +300,19 @@ def test_an_unfinished_run_goes_where_its_weights_are(run_folders: SimpleNamespa
     run_folders.write(
         "b", settings={"model.weights": "/else/tuned.pt"}, dense=run_folders.network("dense", accuracy=0.975)
     )
-    run_folders.write("c", "random", settings={"model.weights": "/here/tuned.pt"}, finished=False)
+    for name, seed in (("0", 0), ("c", 1)):
+        settings = {"model.weights": "/here/tuned.pt", "seed": seed}
+        run_folders.write(name, "random", settings=settings, finished=False)
     run_folders.write("d", "random", settings={"model.weights": "third.pt"}, finished=False)
     facets = {run.name: run.facet for run in read_comparison([run_folders.root]).runs}
-    assert facets["c"] == facets["b"] == "tiny on digits (dense 96.5%)"
+    assert facets["0"] == facets["c"] == facets["b"] == "tiny on digits (dense 96.5%)"
     assert facets["d"] == "tiny on digits (unfinished, weights third.pt)"
 
 
 def test_equal_networks_share_a_facet_wherever_their_weights_lie(run_folders: SimpleNamespace) -> None:
     run_folders.write("a", settings={"model.weights": "/one/tiny.pt"})
     run_folders.write("b", settings={"model.weights": "/two/best.pt", "seed": 1})
+    run_folders.write("0", settings={"model.weights": "best.pt", "seed": 2}, finished=False)
     comparison = read_comparison([run_folders.root])
     assert comparison.facets == ("tiny on digits",)
     assert set(labels(comparison).values()) == {"amc"}
@@ -354,11 +370,11 @@ def test_seeds_budgets_and_folders_make_no_series(run_folders: SimpleNamespace) 
 
 def test_the_most_common_settings_keep_the_bare_name_and_others_say_what_differs(run_folders: SimpleNamespace) -> None:
     for seed in range(2):
-        run_folders.write(f"usual{seed}", settings={"seed": seed})
+        run_folders.write(f"usual{seed}", settings={"seed": seed, "searcher.warmup_episodes": 1})
     none = {"_target_": "backends.recovery.NoRecovery"}
     run_folders.write("recover", settings={"recover": none, "finalist.recover": none})
     run_folders.write("epochs", settings={"finetune.epochs": 0})
-    run_folders.write("trials", settings={"searcher.num_steps": 400, "trials": 400})
+    run_folders.write("trials", settings={"searcher.num_steps": 400, "trials": 400, "searcher.warmup_episodes": 100})
     run_folders.write("state", settings={"searcher.state": "released"})
     run_folders.write("space", settings={"space.coupled": False})
     assert labels(read_comparison([run_folders.root])) == {

@@ -1,10 +1,11 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from compsearch.budget import Budget
-from compsearch.report.pareto import Point, on_front, pareto_figure, save_pareto
+from compsearch.report.pareto import Point, on_front, pareto_figure, save_pareto, trial_points
 from compsearch.report.policy_plot import policy_figure
 from compsearch.report.search_plot import best_so_far, search_figure
 from compsearch.report.table import summary_table
@@ -48,6 +49,12 @@ def test_every_finite_trial_is_drawn_and_failed_ones_are_counted() -> None:
     assert any("1 failed" in label for label in labels)
     assert any("dense 95.00%" in label for label in labels)
     assert "FLOPs (MACs)" in figure.axes[0].get_xlabel()
+
+
+def test_a_trial_over_the_budget_failed_whatever_its_accuracy() -> None:
+    over = dataclasses.replace(TRIALS[0], objective=None, failure="over the budget")
+    assert np.isfinite(over.measurement.accuracy)
+    assert len(trial_points([over, TRIALS[0]])) == 1
 
 
 def test_a_better_baseline_is_said_in_the_title() -> None:

@@ -210,7 +210,7 @@ const Details = (() => {
       bars(kept),
       policy.operations ? element("p", { textContent: `operations: ${policy.operations}` }) : null,
       element("details", { open: lines.length <= 12 },
-        element("summary", { textContent: "kept of each group" }),
+        element("summary", { textContent: kept.length ? "kept of each group" : "operation of each block" }),
         element("ul", { className: "counts" }, ...lines.map((line) => element("li", { textContent: line }))),
       ),
     ].filter((part) => part !== null);
