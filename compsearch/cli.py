@@ -60,7 +60,7 @@ def main() -> None:
 
 def _search() -> None:
     """One run, or a sweep of many, which ends with their comparison; exits with 1 when a run of a sweep failed."""
-    sys.argv[1:] = multirun.labelled(sys.argv[1:])
+    sys.argv[1:] = multirun.labelled(multirun.flag_first(sys.argv[1:]))
     os.environ.pop(ENVIRONMENT, None)
     _run("search")
     ledger = Ledger.of_environment()

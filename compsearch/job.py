@@ -380,4 +380,3 @@ def _git_commit() -> str:
     except OSError:  # no git on this machine
         return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
-

@@ -45,6 +45,12 @@ _NAMED = frozenset(
 _logger = logging.getLogger(__name__)
 
 
+def flag_first(arguments: Sequence[str]) -> list[str]:
+    """The command line `arguments` with ``-m`` in front, as Hydra's parser takes none between overrides."""
+    flags = [text for text in arguments if text in ("-m", "--multirun")]
+    return [*flags[:1], *(text for text in arguments if text not in flags)]
+
+
 def labelled(arguments: Sequence[str]) -> list[str]:
     """The command line `arguments`, with a variant that tells runs apart by what is swept and not in their names.
 

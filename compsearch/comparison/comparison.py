@@ -13,7 +13,7 @@ from compsearch.summary import Summary
 
 #: Of `Comparison.networks`: one row per finished network, before and after fine-tuning, dense and uniform among them.
 NETWORK_COLUMNS = (
-    "run",  # its folder's name
+    "run",  # its folder's name, see `Run.name`
     "facet",  # network and dataset whose accuracies can share an axis, as people read it
     "series",  # what is compared: the searcher's name, with what sets it apart from others of that name
     "searcher",  # amc | legr | proxylessnas | evolution | global_magnitude | uniform | random | … | dense
@@ -68,7 +68,8 @@ class Run:
     """One run folder: the `config` it was begun with, its `summary` (None while unfinished) and what it is compared as.
 
     `facet` and `series` are as in `NETWORK_COLUMNS`. `settings` are those of its settings, dotted keys, that differ
-    between runs of its facet, seed and budget included; `command` repeats it.
+    between runs of its facet, seed and budget included; `command` repeats it. `place` is the part of its folder's path
+    that tells it from another run in a folder of the same name, "" where there is none.
     """
 
     path: Path
@@ -81,10 +82,12 @@ class Run:
     series: str
     settings: Mapping[str, Any]
     command: str
+    place: str = ""
 
     @property
     def name(self) -> str:
-        return self.path.name
+        """What the tables call it: no two runs of a comparison have the same."""
+        return f"{self.place}/{self.path.name}" if self.place else self.path.name
 
 
 @dataclass(frozen=True)

@@ -193,10 +193,8 @@ def _name(comparison: Comparison) -> str:
         "+".join(dict.fromkeys(str(config.get(key, {}).get("name", "")) for config in configs))
         for key in ("model", "dataset")
     ]
-    variants = {run.variant for run in comparison.runs}
-    kind = "ablation" if len(variants - {""}) > 1 else "comparison"
     searchers = list(dict.fromkeys(run.searcher for run in comparison.runs if run.variant == "default"))
-    return _slug("-".join([kind, *(searchers if kind == "ablation" else []), *parts]))
+    return _slug("-".join(["ablation" if searchers else "comparison", *searchers, *parts]))
 
 
 def _slug(text: str) -> str:

@@ -6,7 +6,9 @@ here they meet, and what a reader must know is put in words.
 
 from __future__ import annotations
 
+import os
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,8 +57,10 @@ def read_comparison(paths: Sequence[Path]) -> Comparison:
     remarks.extend(said)
     settings = settings_that_differ(files, facet_of)
     runs = [
-        ReadRun(_run(found, facet, label, differing), found)
-        for found, facet, label, differing in zip(files, facet_of, series_of, settings, strict=True)
+        ReadRun(_run(found, facet, label, differing, place), found)
+        for found, facet, label, differing, place in zip(
+            files, facet_of, series_of, settings, _places([found.path for found in files]), strict=True
+        )
     ]
     remarks.extend(_measuring_remarks(runs))
     return Comparison(
@@ -93,7 +97,15 @@ def command_of(files: RunFiles) -> str:
     return f"{typed}{shlex.join(overrides)}  # and the rest of {files.path / CONFIG_FILE}"
 
 
-def _run(files: RunFiles, facet: str, label: str, settings: Mapping[str, Any]) -> Run:
+def _places(paths: Sequence[Path]) -> list[str]:
+    """For each of `paths`, what stands before its last part and differs between those that share it."""
+    counts = Counter(path.name for path in paths)
+    shared = [path.parent for path in paths if counts[path.name] > 1]
+    above = Path(os.path.commonpath(shared)) if shared else Path()
+    return [str(path.parent.relative_to(above)) if counts[path.name] > 1 else "" for path in paths]
+
+
+def _run(files: RunFiles, facet: str, label: str, settings: Mapping[str, Any], place: str) -> Run:
     return Run(
         path=files.path,
         config=files.config,
@@ -105,6 +117,7 @@ def _run(files: RunFiles, facet: str, label: str, settings: Mapping[str, Any]) -
         series=label,
         settings=settings,
         command=command_of(files),
+        place=place,
     )
 
 

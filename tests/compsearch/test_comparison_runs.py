@@ -67,6 +67,18 @@ def test_of_two_unfinished_copies_the_one_that_has_come_further_counts(
     assert run.path == path
 
 
+def test_two_runs_of_one_folder_name_are_told_apart_by_where_they_lie(
+    run_folders: SimpleNamespace, tmp_path: Path
+) -> None:
+    run_folders.write("a", settings={"seed": 1})
+    shutil.move(run_folders.root / "a", tmp_path / "elsewhere" / "a")
+    run_folders.write("a")
+    run_folders.write("b", settings={"seed": 2})
+    comparison = read_comparison([run_folders.root, tmp_path / "elsewhere"])
+    assert [run.name for run in comparison.runs] == [f"{run_folders.root.name}/a", "b", "elsewhere/a"]
+    assert set(comparison.trials["run"]) == {run.name for run in comparison.runs}
+
+
 def test_the_same_run_timed_on_two_devices_is_two_results(run_folders: SimpleNamespace) -> None:
     for name, device in (("a", "one"), ("b", "two")):
         rows = [run_folders.network("compressed", 0.5, device=device)]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from compsearch.composition import check, compose_config, conf_dir
-from compsearch.multirun import _is_lower, labelled
+from compsearch.multirun import _is_lower, flag_first, labelled
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("ablation_*.yaml"))
 VARIANTS = [
@@ -31,6 +31,11 @@ VARIANTS = [
 )
 def test_a_name_that_tells_runs_apart_is_left_alone(arguments: list[str]) -> None:
     assert labelled(arguments) == arguments
+
+
+def test_the_flag_may_stand_anywhere() -> None:
+    assert flag_first(["seed=0", "-m", "searcher=amc,legr"]) == ["-m", "seed=0", "searcher=amc,legr"]
+    assert flag_first(["seed=0"]) == ["seed=0"]
 
 
 def test_what_is_swept_and_not_in_the_name_makes_the_variant() -> None:
