@@ -110,7 +110,7 @@ class SweepCallback(Callback):
         ledger = Ledger.create(Path(config.hydra.sweep.dir), overrides=overrides)
         os.environ[ENVIRONMENT] = str(ledger.path)
         logging.getLogger("hydra").setLevel(logging.WARNING)  # it would list every job's overrides
-        print(f"sweep: {len(overrides)} runs", flush=True)
+        print(f"sweep: {len(overrides)} runs; their settings are checked first", flush=True)
         if not is_sequential(config):
             # Bars of several processes would write over each other; the ends of the runs are shown instead.
             os.environ["TQDM_DISABLE"] = "1"
@@ -132,7 +132,8 @@ def run_job(config: DictConfig) -> None:
     """One run of a sweep: says in the ledger what became of it, and lets nothing but Ctrl-C end the others."""
     settings = HydraConfig.get()
     ledger = Ledger.of_environment()
-    assert ledger is not None, "a sweep opens its ledger before its jobs"
+    if ledger is None:  # Hydra turns what its callbacks raise into warnings
+        raise ValueError(f"a sweep must be able to write to {settings.sweep.dir}; the warning above says why it can't")
     number, path, begun = settings.job.num, Path(settings.runtime.output_dir), time.monotonic()
     is_alone = is_sequential(OmegaConf.create({"hydra": settings}))
     if not is_alone:
