@@ -84,7 +84,9 @@ def _worth_seeing(curves: pd.DataFrame) -> list[float]:
     """The accuracies of bands, without those of the first tenth of each search unless there is nothing else."""
     found: list[float] = []
     for _, curve in curves.groupby(["series", "clock"], sort=False):
-        late = curve[curve["x"] >= _START * curve["x"].max()]
+        start = _START * curve["x"].max()
+        # The step that begins before the start is still held there.
+        late = pd.concat([curve[curve["x"] <= start].tail(1), curve[curve["x"] > start]])
         found += [*late["low"], *late["high"]]
     return found
 

@@ -78,17 +78,19 @@ def budget_sentence() -> str:
     """For captions: how to read it."""
     return (
         "Each panel has its own axis. A difference between two searchers that is smaller than their bars may be "
-        "chance; what lies left of the dashed line does worse than uniform pruning."
+        "chance. A hollow mark left of the dashed line does worse than uniform pruning before fine-tuning, a filled "
+        "one left of the solid line worse than uniform pruning after it."
     )
 
 
 def _draw(axes: Axes, found: pd.DataFrame, stages: list[str], looks_by_series: Mapping[str, Look]) -> None:
     tidy(axes)
     axes.grid(visible=False, axis="y")
-    uniform = found.loc[(found["series"] == "uniform") & (found["stage"] == "before"), "accuracy_test"].mean()
-    if np.isfinite(uniform):
-        look = SEARCHER_LOOKS["uniform"]
-        axes.axvline(uniform, color=look.color, linewidth=1.0, linestyle=look.linestyle, zorder=1)
+    look = SEARCHER_LOOKS["uniform"]
+    for stage, linestyle in (("before", look.linestyle), ("after", "-")):
+        of_uniform = found.loc[(found["series"] == "uniform") & (found["stage"] == stage), "accuracy_test"]
+        if len(of_uniform):
+            axes.axvline(of_uniform.mean(), color=look.color, linewidth=0.9, linestyle=linestyle, zorder=1)
     for row, (series, look) in enumerate(looks_by_series.items()):
         if row % 2:
             axes.axhspan(row - 0.5, row + 0.5, color="#F5F5F5", linewidth=0, zorder=0)

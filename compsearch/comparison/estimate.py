@@ -35,8 +35,11 @@ def joint_spread(one: Estimate, other: Estimate) -> float:
 
 
 def is_beyond(difference: float, spread: float) -> bool | None:
-    """Whether |difference| > spread; None where either is unknown, as with one seed."""
-    if math.isnan(difference) or math.isnan(spread):
+    """Whether |difference| > spread; None where either is unknown, as with one seed.
+
+    A spread of nothing is unknown too: that a few seeds agree to the last image does not mean that all would.
+    """
+    if math.isnan(difference) or math.isnan(spread) or spread <= NEGLIGIBLE:
         return None
     return abs(difference) > spread + NEGLIGIBLE
 

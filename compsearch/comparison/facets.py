@@ -66,17 +66,18 @@ def facets(runs: Sequence[RunFiles]) -> tuple[list[str], list[str]]:
 
 def learns_weights(config: Mapping[str, Any]) -> bool:
     """Whether the search itself trains the weights, so that even runs of one seed have other dense networks."""
-    return _part(config, "model").get("weights") == "random"
+    return part(config, "model").get("weights") == "random"
 
 
 def _names(run: RunFiles) -> str:
-    model, dataset = _part(run.config, "model").get("name"), _part(run.config, "dataset").get("name")
+    model, dataset = part(run.config, "model").get("name"), part(run.config, "dataset").get("name")
     if run.summary is not None:
         model, dataset = run.summary.model, run.summary.dataset
     return f"{model} on {dataset}"
 
 
-def _part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def part(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The node of `config` called `key`; empty where there is none."""
     found = config.get(key)
     return found if isinstance(found, Mapping) else {}
 
@@ -108,11 +109,11 @@ def _split(runs: Sequence[RunFiles], indices: Sequence[int]) -> list[_Facet]:
 
 def _network_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What determines the dense network: how it is built, and its weights or how it is trained."""
-    model = {**_part(config, "model")}
+    model = {**part(config, "model")}
     weights = model.get("weights")
     parts: dict[str, Any] = {"model": model}
     if weights in _OWN_WEIGHTS:
-        parts |= {"dataset": _part(config, "dataset"), "pretrain": _part(config, "pretrain")}
+        parts |= {"dataset": part(config, "dataset"), "pretrain": part(config, "pretrain")}
     elif isinstance(weights, str):  # the same file may lie elsewhere on another machine
         model["weights"] = PurePath(weights).name
     return flatten(parts, ignore=_NOT_THE_NETWORK)

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from compsearch.comparison.comparison import KEPT_COLUMNS, NETWORK_COLUMNS, TRIAL_COLUMNS, Run
-from compsearch.comparison.facets import learns_weights
+from compsearch.comparison.facets import learns_weights, part
 from compsearch.comparison.folders import RunFiles, TrialRow
+from compsearch.comparison.options import option_word
 from compsearch.comparison.series import budget_of, is_family
 from compsearch.space import ZERO, Policy
 from compsearch.summary import NetworkRow, Summary
@@ -158,20 +159,41 @@ def _by_budget(read: ReadRun) -> list[tuple[float, Sequence[NetworkRow]]]:
 
 
 def _uniform_rows(runs: Sequence[ReadRun], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of several runs with one at the same budget and seed, the first with the usual settings counts."""
-    known = {_point(row) for row in found if row["searcher"] == "uniform"}
+    """Of several runs with one at the same budget and seed, the first with the usual settings counts.
+
+    What uniform pruning reaches depends on how channels are chosen and how the network is recovered, so a network that
+    was made in another way than the facet's own uniform runs, or than most, is a series that says so.
+    """
+    known = {(row["series"], *_point(row)) for row in found if row["searcher"] == "uniform"}
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     given = [read for read in runs if not learns_weights(read.files.config)]
+    own = [read for read in given if read.run.series == "uniform"]
+    makings = Counter(_making(read) for read in own or given)
+    usual = max(makings, key=lambda making: makings[making], default=())
     for read in sorted(given, key=_oddity):
-        about = {**read.about, "series": "uniform", "searcher": "uniform", "variant": ""}
+        differing = [text for text, common in zip(_making(read), usual, strict=True) if text != common]
+        series = ", ".join(["uniform", *differing])
+        about = {**read.about, "series": series, "searcher": "uniform", "variant": ""}
         for budget, networks in _by_budget(read):
             for network in networks:
                 row = {**about, "budget": budget, "stage": "before"}
-                if network.name == "uniform" and _point(row) not in known:
-                    rows.setdefault(
-                        _point(row), {**row, **_measured(network, _summary(read).dense), **_nothing_searched()}
-                    )
+                point = (series, *_point(row))
+                if network.name == "uniform" and point not in known:
+                    rows.setdefault(point, {**row, **_measured(network, _summary(read).dense), **_nothing_searched()})
     return list(rows.values())
+
+
+def _making(read: ReadRun) -> tuple[str, ...]:
+    """How the baseline of a run was made: whose channels go, and what recovers the network, as typed."""
+    config = read.files.config
+    finalist = part(config, "finalist")
+    nodes = {"importance": part(config, "importance"), "recover": part(finalist, "recover")}
+    words = {group: option_word(group, node) if "_target_" in node else "" for group, node in nodes.items()}
+    return (
+        f"importance={words['importance']}",
+        f"recover@finalist.recover={words['recover']}",
+        f"finalist.calibration_images={finalist.get('calibration_images')}",
+    )
 
 
 def _oddity(read: ReadRun) -> int:

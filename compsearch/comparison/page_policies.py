@@ -93,13 +93,16 @@ def trial_choices(run: Run, indices: Collection[int]) -> dict[int, tuple[dict[st
         lines = (run.path / TRIALS_FILE).read_bytes().splitlines()
     except OSError:
         return {}
+    index = 0  # among the lines that can be read, as the comparison counts them; its remarks say which can't
     for line in lines:
         try:
             row = json.loads(line)
-            if row["index"] in wanted:
-                found[row["index"]] = (dict(row["counts"]), dict(row["policy"]["operations"]))
+            choices = (dict(row["counts"]), dict(row["policy"]["operations"]))
         except (ValueError, KeyError, TypeError):
-            continue  # the comparison's remarks say which lines cannot be read
+            continue
+        if index in wanted:
+            found[index] = choices
+        index += 1
     return found
 
 

@@ -25,7 +25,7 @@ from compsearch.comparison.plot_frame import (
     legend_entry,
     seeds_text,
 )
-from compsearch.comparison.seeds import compressed_networks
+from compsearch.comparison.seeds import compressed_networks, networks_on_axis
 from compsearch.report.captions import balanced
 from compsearch.report.style import GREY, new_figure, tidy
 
@@ -68,7 +68,7 @@ def over_seeds(networks: pd.DataFrame, axis: CostAxis) -> pd.DataFrame:
     Columns series, resource, budget, stage, cost, accuracy, std (of the accuracy, NaN of one seed), low, high (means
     of the 10th and 90th percentile of a latency's ratio, else NaN), num_seeds; by series and cost.
     """
-    found = axis.of(compressed_networks(networks))
+    found = axis.of(networks_on_axis(networks, axis.column))
     groups = found.groupby(["series", "resource", "budget", "stage"], dropna=False, sort=False)
     spread = {"low": "latency_p10", "high": "latency_p90"} if axis.device else {}
     table = pd.DataFrame(
@@ -174,7 +174,7 @@ def _draw(axes: Axes, networks: pd.DataFrame, axis: CostAxis, stage: str, looks_
         look = SEARCHER_LOOKS["dense"]
         axes.plot([1.0], [dense], color=look.color, marker=look.marker, markersize=7, linestyle="", zorder=4)
     drawn = networks[networks["stage"] == stage]
-    means, seeds = over_seeds(drawn, axis), axis.of(compressed_networks(drawn))
+    means, seeds = over_seeds(drawn, axis), axis.of(networks_on_axis(drawn, axis.column))
     for order, (series, look) in enumerate(reversed(list(looks_by_series.items()))):
         zorder = 3 + 0.01 * order  # the first of the legend on top
         single = seeds[seeds["series"] == series]

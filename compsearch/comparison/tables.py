@@ -13,7 +13,7 @@ import pandas as pd
 
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.contest import Contest, contests
-from compsearch.comparison.estimate import Estimate, mean_and_spread
+from compsearch.comparison.estimate import NEGLIGIBLE, Estimate, mean_and_spread
 from compsearch.comparison.seeds import (
     COST_COLUMNS,
     SERIES_KEYS,
@@ -33,7 +33,7 @@ _STAGE_COLUMNS = (
     "mean",  # of test accuracy over seeds, a fraction
     "std",
     "num_seeds",
-    "is_best",  # of its budget and stage
+    "is_best",  # of its budget and stage; several where they are level
     "runner_up",  # of the best: the next series, what it leads by, and whether that is beyond both's spread
     "lead",
     "spread",
@@ -111,7 +111,7 @@ def search_cost_frame(comparison: Comparison) -> pd.DataFrame:
             continue
         row: dict[str, object] = {"facet": facet, "resource": resource, "series": series, "searcher": searcher}
         row |= {"num_searches": len(searches)}
-        row |= {"num_networks": len(networks.drop_duplicates(["budget", "seed"]))}
+        row |= {"num_networks": len(networks[networks["trials"].ne(0)].drop_duplicates(["budget", "seed"]))}
         for quantity in ("trials", "images", "wall_s", "cpu_s"):
             values = searches[quantity].astype("float64")
             # A mean of some searches would stand beside one of all.
@@ -272,8 +272,9 @@ def _stage(contest: Contest | None, series: str) -> dict[str, object]:
     values |= {"is_best": None, "runner_up": "", "lead": math.nan, "spread": math.nan, "is_beyond_spread": None}
     if contest is None or own is None:
         return values
-    values["is_best"] = own is contest.best and contest.runner_up is not None
-    if values["is_best"] and contest.runner_up is not None:
+    is_level = own.accuracy.mean >= contest.best.accuracy.mean - NEGLIGIBLE
+    values["is_best"] = is_level and contest.runner_up is not None
+    if own is contest.best and contest.runner_up is not None:
         lead = contest.lead(own, contest.runner_up)
         values |= {"runner_up": contest.runner_up.series, "lead": lead.difference, "spread": lead.spread}
         values["is_beyond_spread"] = lead.is_beyond_spread

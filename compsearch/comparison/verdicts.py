@@ -30,7 +30,9 @@ def verdict(contest: Contest) -> str:
         return f"{place}: only {_name(best)} has been run, {_result(best)}."
     lead = contest.lead(best, runner_up)
     if lead.difference <= NEGLIGIBLE:
-        ahead = f"{_name(best)} and {_name(runner_up)} are level, {_result(best)} and {_result(runner_up)}"
+        level = [one for one in contest.standings if contest.lead(best, one).difference <= NEGLIGIBLE]
+        names = [_name(one) for one in level]
+        ahead = f"{', '.join(names[:-1])} and {names[-1]} are level, {' and '.join(map(_result, level))}"
     else:
         ahead = (
             f"{_name(best)} is ahead with {_result(best)}, {_points(lead.difference)} over {_name(runner_up)} with "
@@ -95,7 +97,9 @@ def _points(difference: float) -> str:
 
 
 def _beyond(lead: Lead) -> str:
-    if lead.is_beyond_spread is None:
+    if math.isnan(lead.spread):
         return "which one seed cannot tell from chance"
+    if lead.is_beyond_spread is None:
+        return "which seeds that do not differ at all cannot tell from chance"
     spread = f"the seeds' spread of {100 * lead.spread:.2f}"
     return f"more than {spread}" if lead.is_beyond_spread else f"within {spread}"

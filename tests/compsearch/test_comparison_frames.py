@@ -6,7 +6,7 @@ import pytest
 
 from compsearch.comparison.comparison import KEPT_COLUMNS, NETWORK_COLUMNS, TRIAL_COLUMNS
 from compsearch.comparison.runs import read_comparison
-from compsearch.summary import FamilyMember
+from compsearch.summary import FamilyMember, NetworkRow
 
 FAMILY = {"budget.cost_ratios": [0.7, 0.3]}
 
@@ -149,6 +149,21 @@ def test_uniform_networks_of_other_runs_stand_in_where_there_is_no_uniform_run(r
     uniform = read_comparison([run_folders.root]).networks.query("series == 'uniform'")
     found = list(zip(uniform["run"], uniform["seed"], uniform["stage"], uniform["trials"], strict=True))
     assert found == [("uniform0", 0, "before", 3), ("uniform0", 0, "after", 3), ("amc1", 1, "before", 0)]
+
+
+def test_uniform_networks_made_in_another_way_are_a_series_that_says_so(run_folders: SimpleNamespace) -> None:
+    def rows(accuracy: float) -> list[NetworkRow]:
+        return [run_folders.network("compressed", 0.5, 0.9), run_folders.network("uniform", 0.5, accuracy)]
+
+    l1 = {"importance": {"_target_": "backends.importance.l1", "reduction": "sum"}}
+    squared = {"importance": {"_target_": "backends.importance.squared_l2", "reduction": "sum"}}
+    run_folders.write("uniform0", "uniform", rows=[run_folders.network("compressed", 0.5, 0.8)], settings=l1)
+    run_folders.write("amc1", rows=rows(0.81), settings={"seed": 1, **l1})
+    run_folders.write("legr0", "legr", rows=rows(0.84), settings=squared)
+    run_folders.write("legr1", "legr", rows=rows(0.85), settings={"seed": 1, **squared})
+    uniform = read_comparison([run_folders.root]).networks.query("searcher == 'uniform'")
+    found = uniform.groupby("series")["accuracy_search"].apply(list).to_dict()
+    assert found == {"uniform": [0.8, 0.81], "uniform, importance=squared_l2": [0.84, 0.85]}
 
 
 def test_the_uniform_network_of_usual_settings_stands_in_before_that_of_others(run_folders: SimpleNamespace) -> None:

@@ -22,7 +22,7 @@ from compsearch.comparison.comparison import KEPT_COLUMNS, NETWORK_COLUMNS, TRIA
 from compsearch.comparison.cost_plot import cost_figure
 from compsearch.comparison.keep_ratio_plot import keep_ratio_figure
 from compsearch.comparison.look import PLOTLY_SYMBOLS, SEARCHER_LOOKS, looks, looks_of
-from compsearch.comparison.pareto_plots import MACS_AXIS, over_seeds, pareto_figure, pareto_macs_figure
+from compsearch.comparison.pareto_plots import MACS_AXIS, CostAxis, over_seeds, pareto_figure, pareto_macs_figure
 from compsearch.comparison.plot_frame import wrapped
 from compsearch.comparison.plots import plots, save_plots
 from compsearch.report.style import new_figure, save_both
@@ -290,6 +290,14 @@ class TestPareto:
         figure = pareto_figure(changed(WHOLE, device=device), FACET)
         assert len(figure.axes) == 8
         assert {figure.axes[2].get_title(), figure.axes[3].get_title()} == {"a phone", "a box"}
+
+    def test_a_network_timed_on_two_devices_is_in_both_panels(self) -> None:
+        elsewhere = changed(WHOLE, device="a phone").networks
+        networks = pd.concat([changed(WHOLE, device="a box").networks, elsewhere], ignore_index=True)
+        for device in ("a box", "a phone"):
+            axis = CostAxis("latency_ratio", "latency", device)
+            assert len(over_seeds(networks, axis)) == len(over_seeds(WHOLE.networks, MACS_AXIS)) > 0
+        assert over_seeds(networks, MACS_AXIS).equals(over_seeds(WHOLE.networks, MACS_AXIS))
 
     def test_one_seed_and_one_budget_are_enough(self) -> None:
         figure = pareto_macs_figure(comparison_of(budgets=[0.5], seeds=[1]), FACET)

@@ -91,7 +91,14 @@ class TestEstimate:
 
     @pytest.mark.parametrize(
         ("difference", "spread", "expected"),
-        [(0.06, 0.05, True), (-0.06, 0.05, True), (0.05, 0.05, False), (0.06, NAN, None), (NAN, 0.05, None)],
+        [
+            (0.06, 0.05, True),
+            (-0.06, 0.05, True),
+            (0.05, 0.05, False),
+            (0.06, NAN, None),
+            (NAN, 0.05, None),
+            (0.06, 0.0, None),
+        ],
     )
     def test_beyond_the_spread(self, difference, spread, expected):
         assert is_beyond(difference, spread) is expected
@@ -204,7 +211,7 @@ class TestSearchCost:
         nothing = {"trials": 0, "images": 0, "wall_s": 0.0, "cpu_s": 0.0}
         whole = comparison(network("uniform", 0, 0.8), network("uniform", 1, 0.8, run="amc-0.5-1", **nothing))
         row = only(tables.search_cost_frame(whole))
-        assert (row["num_searches"], row["num_networks"], row["trials_mean"]) == (1, 2, 100)
+        assert (row["num_searches"], row["num_networks"], row["trials_mean"]) == (1, 1, 100)
         assert only(tables.summary_frame(whole))["search_s_mean"] == 10.0
         assert tables.search_cost_frame(comparison(network("uniform", 1, 0.8, **nothing))).empty
 
@@ -250,6 +257,17 @@ class TestVerdicts:
         (sentence,) = verdicts(comparison(*seeds("amc", [0.7, 0.8]), *seeds("uniform", [0.75, 0.75])))
         assert "are level" in sentence
         assert "uniform, a baseline, is at least as good as every search method" in sentence
+
+    def test_all_that_are_level_are_named(self):
+        rows = [row for series in ("amc", "legr", "evolution") for row in seeds(series, [0.7, 0.8])]
+        (sentence,) = verdicts(comparison(*rows, *seeds("uniform", [0.6, 0.7])))
+        assert "amc, legr and evolution are level" in sentence
+        frame = tables.summary_frame(comparison(*rows, *seeds("uniform", [0.6, 0.7])))
+        assert list(frame.loc[frame["before_is_best"].eq(True), "series"]) == ["amc", "legr", "evolution"]
+
+    def test_seeds_that_agree_to_the_last_image_prove_nothing(self):
+        (sentence,) = verdicts(comparison(*seeds("amc", [0.81, 0.81]), *seeds("legr", [0.8, 0.8])))
+        assert "which seeds that do not differ at all cannot tell from chance" in sentence
 
     def test_names_with_commas_are_quoted_and_long_lists_of_baselines_are_cut(self):
         rows = [network(f"uniform, v={index}", 0, 0.9 + index / 100, searcher="uniform") for index in range(5)]

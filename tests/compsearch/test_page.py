@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -16,8 +17,10 @@ import pytest
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.page import script_json, write_page
 from compsearch.comparison.page_data import facet_data, link_to, thinned
+from compsearch.comparison.page_policies import trial_choices
 from compsearch.comparison.page_settings import constant_settings, machine_table, settings_table, unfinished_table
 from compsearch.comparison.page_table import Cell, PageTable, marked_outliers, sort_number, text_of
+from compsearch.comparison.runs import read_comparison
 from compsearch.comparison.text_table import TextCell, TextTable
 
 Maker = Callable[..., Comparison]
@@ -341,3 +344,14 @@ def test_a_comparison_without_a_finished_run_has_a_page_too(page_comparison: Mak
         "anytime",
     ]
     assert not re.search(r"\bnan\b", reader.text)
+
+
+def test_a_damaged_line_moves_no_policy_to_another_trial(run_folders: SimpleNamespace) -> None:
+    rows = [run_folders.trial(index) | {"counts": {"conv1": index}} for index in range(4)]
+    path = run_folders.write("a", trials=rows)
+    lines = (path / "trials.jsonl").read_text().splitlines(keepends=True)
+    (path / "trials.jsonl").write_text("".join([lines[0], lines[1][:40] + "\n", *lines[2:]]))
+    comparison = read_comparison([run_folders.root])
+    assert list(comparison.trials["index"]) == [0, 1, 2]
+    choices = trial_choices(comparison.runs[0], [0, 1, 2])
+    assert [choices[index][0]["conv1"] for index in range(3)] == [0, 2, 3]

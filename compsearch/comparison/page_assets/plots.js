@@ -156,7 +156,11 @@
         !this.hidden.has(network.series);
       const means = facet.means.filter((mean) => mean.axis === state.axis && mean.stage === state.stage);
       const drawn = facet.networks.filter(isDrawn);
-      const scale = accuracyAxis(drawn.map((network) => network.test), state.scale);
+      const shownMeans = means.filter((mean) => !this.hidden.has(mean.series));
+      const bars = shownMeans.flatMap((mean) =>
+        mean.accuracy.flatMap((accuracy, index) => [accuracy - (mean.std[index] || 0), Math.min(1, accuracy + (mean.std[index] || 0))]),
+      );
+      const scale = accuracyAxis([...drawn.map((network) => network.test), ...bars], state.scale);
       const singles = [];
       const lines = [];
       // The first of the legend last: on top.
@@ -188,7 +192,8 @@
       Object.assign(layout.yaxis, scale.layout);
       const compressed = drawn.filter((network) => network.stage !== "dense");
       if (compressed.length) {
-        layout.xaxis.range = padded(compressed.map((network) => network.x[state.axis]), 0.01);
+        const latencies = shownMeans.flatMap((mean) => [...mean.low, ...mean.high]).filter((value) => value !== null);
+        layout.xaxis.range = padded([...compressed.map((network) => network.x[state.axis]), ...latencies], 0.01);
         // The dense network is far to the right of all: its line tells its accuracy, and zooming out shows its mark.
         if (layout.xaxis.range[1] > 0.85) layout.xaxis.range[1] = Math.max(1.03, layout.xaxis.range[1]);
       }
