@@ -29,9 +29,6 @@ def main() -> None:
     command = "search"
     if len(sys.argv) > 1 and sys.argv[1] in ("inspect", "latency", "export", "report"):
         command = sys.argv.pop(1)
-    if command == "latency":
-        # What it measures; both can still be set, as what is typed comes later.
-        sys.argv[1:1] = ["budget=latency", f"run_name='{_LATENCY_RUN_NAME}'"]
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
     # With its own reporting off, Hydra hands exceptions on, and the user gets one line rather than a page.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -41,10 +38,9 @@ def main() -> None:
         elif command == "report":
             print(run_command(sys.argv[1:]))
         elif command == "search":
-            _search()
+            _search(wants_traceback=wants_traceback)
         else:
-            sys.argv.append("~hydra.callbacks.sweep")
-            _run(command)
+            _look(command)
     except Interrupted as interruption:
         print(f"\ncompsearch: {interruption}", file=sys.stderr)
         sys.exit(130)
@@ -58,19 +54,41 @@ def main() -> None:
         sys.exit(1)
 
 
-def _search() -> None:
-    """One run, or a sweep of many, which ends with their comparison; exits with 1 when a run of a sweep failed."""
-    sys.argv[1:] = multirun.labelled(multirun.flag_first(sys.argv[1:]))
+def _look(command: str) -> None:
+    """The commands ``inspect`` and ``latency``, which search nothing."""
+    options, overrides = multirun.divided(sys.argv[1:])
+    # What it measures; both can still be set, as what is typed comes later.
+    before = ["budget=latency", f"run_name='{_LATENCY_RUN_NAME}'"] if command == "latency" else []
+    is_sweep = bool({"-m", "--multirun"} & set(options))
+    # An experiment may be a sweep: it is looked at once.
+    after = ["~hydra.callbacks.sweep", *([] if is_sweep else ["hydra.mode=RUN"])]
+    sys.argv[1:] = [*options, *before, *overrides, *after]
+    _run(command)
+
+
+def _search(*, wants_traceback: bool) -> None:
+    """One run, or a sweep of many, which ends with their comparison; exits with 1 when a run of a sweep is missing."""
+    options, overrides = multirun.divided(sys.argv[1:])
+    sys.argv[1:] = [*options, *multirun.labelled(overrides)]
     os.environ.pop(ENVIRONMENT, None)
-    _run("search")
+    failure: Exception | None = None
+    try:
+        _run("search")
+    except Exception as error:  # what breaks a sweep, a killed worker say, leaves the runs that were done
+        if wants_traceback or Ledger.of_environment() is None:
+            raise
+        failure = error
     ledger = Ledger.of_environment()
     if ledger is None:
         return
     status = ledger.read()
     print(f"\n{status.report()}", flush=True)
     if status.num_finished:
-        print(f"\n{compare(status.runs)}")
-    if status.of_kind("failed"):
+        print(f"\n{compare(status.runs)}", flush=True)
+    if failure is not None:
+        reason = composition.one_line(failure)
+        print(f"compsearch: error: the sweep ended early, and the same command goes on: {reason}", file=sys.stderr)
+    if failure is not None or status.num_finished < status.total:
         sys.exit(1)
 
 
@@ -84,13 +102,12 @@ def _run(command: str) -> None:
             multirun.run_job(config)
             return
         try:
-            values = composition.plain(config)
+            values, overrides = multirun.varied(config)
             if command == "inspect":
                 print(job.inspect(values))
             elif command == "latency":
                 print(report_latency(values, path, ignore=job.irrelevant(values)))
             else:
-                overrides = [str(text) for text in settings.overrides.task]
                 print(job.shown(job.run(values, path, overrides=overrides), path))
         except (*USER_ERRORS, Interrupted, KeyboardInterrupt) as error:
             # In a sweep Hydra must see the failure, so that it marks the job and goes on with the rest; alone, the

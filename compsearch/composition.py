@@ -62,9 +62,9 @@ def _runtime_label(runtime: Mapping[str, Any]) -> str:
     return f"{name}-channels_last" if runtime.get("channels_last") else name
 
 
-def _run_label(space: str, stages: Sequence[float] | None, variant: str = "") -> str:
-    """What a run's name says of the space, the stages and the variant: nothing where they are the usual ones."""
-    labels = ["" if space == "channels" else space, "stages" if stages else "", _file_name(variant)]
+def _run_label(space: str, stages: Sequence[float] | None, variant: str, swept: str) -> str:
+    """What a run's name says of the space, the stages and what is swept: nothing where they are the usual ones."""
+    labels = ["" if space == "channels" else space, "stages" if stages else "", _file_name(variant), _file_name(swept)]
     return "".join(f"-{label}" for label in labels if label)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,7 @@ IRRELEVANT = (
     "run_name",
     "variant",
     "variants",
+    "swept",
     "trials",  # what follows from it stands with the searcher
     "dataset.build.num_workers",
     "evaluator.num_workers",
@@ -315,7 +317,7 @@ def _summary(
             num_failed=sum(trial.objective is None for trial in trials),
             num_images=sum(trial.measurement.num_images for trial in trials),
             wall_s=recorder.wall_s,
-            cpu_s=recorder.cpu_s,
+            cpu_s=recorder.cpu_s if math.isfinite(recorder.cpu_s) else None,
         ),
         recovery=recovery_name(config["finalist"]["recover"]),
         git_commit=_git_commit(),

@@ -5,20 +5,22 @@ With `cli` and `composition` the only modules that know Hydra.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -32,43 +34,60 @@ from compsearch.sweep import ENVIRONMENT, Ledger, Outcome, Watcher, outcome_text
 #: What a user can mend, and gets one line about.
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
 ERROR_FILE = "error.log"
+_ABSENT = object()
 _POLL_S = 1.0
 _START_PATIENCE_S = 60.0
 
 #: Settings that a run's name tells already.
 _NAMED = frozenset(
     {
-        *("searcher", "model", "model.name", "dataset", "dataset.name", "seed", "space", "stages"),
-        *("budget", "budget.cost_ratio", "budget.cost_ratios", "budget.limit"),
+        *("searcher", "model", "model.name", "dataset", "dataset.name", "seed", "space", "variant", "run_name"),
+        *("budget", "budget.cost_ratio", "budget.limit"),
+    }
+)
+#: Hydra's options that take the next word for their value.
+_WITH_VALUE = frozenset(
+    {
+        *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+        *("--package", "-p", "--cfg", "-c", "--experimental-rerun"),
     }
 )
 _logger = logging.getLogger(__name__)
 
 
-def flag_first(arguments: Sequence[str]) -> list[str]:
-    """The command line `arguments` with ``-m`` in front, as Hydra's parser takes none between overrides."""
-    flags = [text for text in arguments if text in ("-m", "--multirun")]
-    return [*flags[:1], *(text for text in arguments if text not in flags)]
+def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The command line's options and its overrides, each in their order: Hydra's parser takes none between others."""
+    options: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for text in rest:
+        if not text.startswith("-"):
+            overrides.append(text)
+            continue
+        options.append("--info=all" if text in ("--info", "-i") else text)  # its own value is optional
+        if text in _WITH_VALUE:
+            options.extend(islice(rest, 1))
+    return options, overrides
 
 
-def labelled(arguments: Sequence[str]) -> list[str]:
-    """The command line `arguments`, with a variant that tells runs apart by what is swept and not in their names.
+def labelled(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with a variant that tells runs apart by what is swept and not in their names.
 
-    Two runs of ``recover=bn,lsq`` would share a folder otherwise. As typed where nothing is missing, where the variant
-    or the run's name is given, and where Hydra will find a mistake.
+    Two runs of ``recover=bn,lsq`` would share a folder otherwise. As typed where nothing is missing, where the run's
+    name is given, and where Hydra will find a mistake.
     """
-    overrides = [text for text in arguments if not text.startswith("-")]
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = _parsed(overrides)
     except HydraException:
-        return list(arguments)
+        return list(overrides)
     keys = [override.get_key_element() for override in parsed]
     swept = [key for key, override in zip(keys, parsed, strict=True) if override.is_sweep_override()]
     unnamed = [key for key in swept if key not in _NAMED and not key.startswith("hydra")]
-    if not unnamed or {"variant", "run_name", "experiment"} & set(keys):
-        return list(arguments)
+    if not unnamed or "run_name" in keys:
+        return list(overrides)
     names = ",".join(f"'{key}'" for key in unnamed)
-    return [*arguments, f'variant="${{swept:{names}}}"']
+    field = "swept" if {"variant", "experiment"} & set(keys) else "variant"  # an experiment has variants of its own
+    return [*overrides, f'{field}="${{swept:{names}}}"']
 
 
 def swept(*keys: str) -> str:
@@ -81,7 +100,9 @@ def job_overrides(config: DictConfig) -> list[list[str]]:
     """The overrides of each job of the sweep that `config` describes, in the order that Hydra starts them."""
     params = {} if config.hydra.sweeper.params is None else dict(config.hydra.sweeper.params)
     typed = _texts(config.hydra.overrides.task)
-    parsed = OverridesParser.create().parse_overrides([*(f"{key}={value}" for key, value in params.items()), *typed])
+    # With the loader, which knows what there is for a ``glob(*)`` to choose from.
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *typed])
     choices = {}  # as Hydra does, the last one of a key counts, at the place of the first
     for override in parsed:
         key = override.get_key_element()
@@ -133,21 +154,25 @@ def run_job(config: DictConfig) -> None:
     settings = HydraConfig.get()
     ledger = Ledger.of_environment()
     if ledger is None:  # Hydra turns what its callbacks raise into warnings
-        raise ValueError(f"a sweep must be able to write to {settings.sweep.dir}; the warning above says why it can't")
+        raise ValueError(f"a sweep keeps its ledger in {settings.sweep.dir}; the warning above says why it can't")
     number, path, begun = settings.job.num, Path(settings.runtime.output_dir), time.monotonic()
     is_alone = is_sequential(OmegaConf.create({"hydra": settings}))
     if not is_alone:
         logging.getLogger().setLevel(logging.WARNING)
     else:
         print(f"\nrun {number + 1} of {ledger.read().total}: {path.name}", flush=True)
+    twin = next((job for job, run in ledger.read().started.items() if run == str(path)), None)
     ledger.start(number, path)
     try:
+        if twin is not None:
+            raise ValueError(f"a run needs a name of its own, but {path.name} is run {twin + 1}'s too; give run_name")
         values, overrides = varied(config)
         if not is_alone and composition.takes(values["searcher"], "learned", place="searcher"):
             _await_teachers(ledger, number)
         kind = "found" if (path / SUMMARY_FILE).is_file() else "done"
         summary = job.run(values, path, reuse=True, overrides=overrides)
         text = result_text(summary)
+        (path / ERROR_FILE).unlink(missing_ok=True)
     except (Interrupted, KeyboardInterrupt) as interruption:
         # Hydra takes exceptions for failures of one job and starts the next one.
         raise KeyboardInterrupt(str(interruption)) from interruption
@@ -155,7 +180,8 @@ def run_job(config: DictConfig) -> None:
         kind, text = "failed", composition.one_line(error)
         if not isinstance(error, USER_ERRORS):
             text = f"{type(error).__name__}: {text}; {path / ERROR_FILE} says where"
-            (path / ERROR_FILE).write_text(traceback.format_exc())
+            with contextlib.suppress(OSError):
+                (path / ERROR_FILE).write_text(traceback.format_exc())
     outcome = Outcome(number, str(path), kind, time.monotonic() - begun, text)
     ledger.end(outcome)
     if is_alone:
@@ -163,27 +189,50 @@ def run_job(config: DictConfig) -> None:
 
 
 def varied(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
-    """The configuration of this run as plain values, its variant's settings among them, and the overrides it is of.
+    """The configuration of this run as plain values, its variant's settings among them, and what to type to repeat it.
 
     `variants` in the configuration maps names to lists of overrides, as in conf/experiment/; they come after what was
-    typed. Raises ValueError for a variant that is not there.
+    typed. What was typed for a group that the variant replaces, and the new one does not know, is left out. Raises
+    ValueError for a variant that is not there.
     """
+    parsed = _parsed(_job_overrides())
+    own = {name: _quoted(str(config[name])) for name in ("variant", "swept")}  # as it came out, not how
     overrides = [
-        f"variant='{config.variant}'" if override.get_key_element() == "variant" else str(override.input_line)
-        for override in _parsed(_job_overrides())
+        f"{override.get_key_element()}={own[override.get_key_element()]}"
+        if override.get_key_element() in own
+        else str(override.input_line)
+        for override in parsed
     ]
+    sources = HydraConfig.get().runtime.config_sources
+    folders = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
     variants: Mapping[str, Sequence[str]] = config.variants
-    if not variants:
-        return composition.plain(config), overrides
+    if not variants or not config.variant:
+        return composition.plain(config), [*folders, *overrides]
     if config.variant not in variants:
         raise ValueError(f"`variant` must be one of {', '.join(variants)}, but got {config.variant!r}")
-    more = list(variants[config.variant])
-    if not more:
-        return composition.plain(config), overrides
+    more = [*variants[config.variant], f"run_name={_quoted(str(config.run_name))}"]
+    return composition.plain(_with_variant(_parsed(overrides), more)), [*folders, *overrides]
+
+
+def _with_variant(typed: Sequence[Override], more: Sequence[str]) -> DictConfig:
     replaced = _by_key(more)
-    kept = [override for override in _parsed(overrides) if override.get_key_element() not in replaced]
-    texts = [str(override.input_line) for override in kept]
-    return composition.plain(compose("config", [*texts, *more, f"run_name='{config.run_name}'"])), overrides
+    kept = [override for override in typed if override.get_key_element() not in replaced]
+    below = tuple(f"{key}." for key in replaced)
+    inside = [override for override in kept if override.get_key_element().lstrip("+~").startswith(below)]
+    settled = [str(override.input_line) for override in kept if override not in inside]
+    known = compose("config", [*settled, *more])
+    fitting = []
+    for override in inside:
+        if OmegaConf.select(known, override.get_key_element().lstrip("+~"), default=_ABSENT) is _ABSENT:
+            _logger.info("%s is not among the settings of this variant and left out", override.input_line)
+        else:
+            fitting.append(str(override.input_line))
+    return compose("config", [*settled, *fitting, *more]) if fitting else known
+
+
+def _quoted(text: str) -> str:
+    """`text` as the value of an override, whatever it holds."""
+    return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def _await_teachers(ledger: Ledger, number: int) -> None:

@@ -108,7 +108,7 @@ class Recorder:
             # To the CPU: a run may be resumed on another device, and generators' states live there.
             checkpoint = torch.load(self._checkpoint_path, map_location="cpu", weights_only=True)
             # Runs of earlier versions did not count the processor's seconds.
-            checkpoint.setdefault("cpu_s", 0.0)
+            checkpoint.setdefault("cpu_s", math.nan)
             return {key: checkpoint[key] for key in ("step", "num_trials", "wall_s", "cpu_s", "searcher")}
         except FileNotFoundError:
             return None

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from compsearch import atomic
 CONFIG_FILE = "config.yaml"
 STAGES_FILE = "stages.json"
 OVERRIDES_FILE = "overrides.yaml"
+_GLANCE_S = 0.05
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
@@ -231,7 +233,11 @@ def _precedes_config(name: str) -> bool:
 def _acquire(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_GLANCE_S)  # another process may only have looked, as `is_in_use` does
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
     except BlockingIOError:

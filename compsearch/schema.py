@@ -102,6 +102,7 @@ class Config:
     cache_dir: str = MISSING
     run_name: str = MISSING
     variant: str = ""
+    swept: str = ""
     variants: dict[str, list[str]] = field(default_factory=dict)
 
 

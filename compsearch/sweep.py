@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from compsearch import atomic
 from compsearch.report.style import RESOURCE_LABELS
+from compsearch.run_folder import CONFIG_FILE, disk_errors
 from compsearch.summary import Summary
 
 #: The environment variable that tells a job's process which sweep it belongs to.
@@ -57,7 +58,8 @@ class Ledger:
         """A new ledger in the folder `results`, for jobs with these `overrides`, in the order they start."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
         path = (results / LEDGERS_FOLDER / name).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         ledger = cls(path)
         ledger._append({"event": "sweep", "overrides": [list(each) for each in overrides], "time": time.time()})
         return ledger
@@ -91,7 +93,8 @@ class Ledger:
         )
 
     def _append(self, row: Mapping[str, Any]) -> None:
-        atomic.append_bytes(self.path, f"{json.dumps(row)}\n".encode(), sync=False)
+        with disk_errors(self.path):
+            atomic.append_bytes(self.path, f"{json.dumps(row)}\n".encode(), sync=False)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Status:
     @property
     def runs(self) -> list[Path]:
         """The folders of the jobs that got anywhere, by job number."""
-        return [Path(run) for _, run in sorted(self.started.items()) if Path(run).is_dir()]
+        return [Path(run) for _, run in sorted(self.started.items()) if (Path(run) / CONFIG_FILE).is_file()]
 
     @property
     def num_finished(self) -> int:

@@ -19,6 +19,7 @@ from compsearch.comparison.ablation_plot import save_ablation
 from compsearch.comparison.ablation_table import ablation_frame, ablation_tables
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.equal_effort import at_equal_seconds, at_equal_trials
+from compsearch.comparison.facets import part
 from compsearch.comparison.hypervolume import hypervolumes, reference_sentence
 from compsearch.comparison.page import Picture, write_page
 from compsearch.comparison.page_table import PageTable
@@ -28,7 +29,7 @@ from compsearch.comparison.statistics_tables import equal_effort_tables, hypervo
 from compsearch.comparison.tables import search_cost_frame, search_cost_tables, summary_frame, summary_tables
 from compsearch.comparison.text_table import TextTable, escape_markdown, to_markdown, write_csv, write_texts
 from compsearch.comparison.verdicts import verdicts
-from compsearch.run_folder import disk_errors
+from compsearch.run_folder import CONFIG_FILE, disk_errors
 
 PAGE_FILE = "report.html"
 #: Tables that the page shows at once; others are opened by a click.
@@ -82,8 +83,10 @@ def compare(paths: Sequence[Path]) -> str:
 def write_report(comparison: Comparison, folder: Path) -> Report:
     """Writes plots, tables and the page of `comparison` into `folder`, which need not exist; files there are replaced.
 
-    Raises ValueError when the disk refuses.
+    Raises ValueError when `folder` is a run's, and when the disk refuses.
     """
+    if (folder / CONFIG_FILE).exists():
+        raise ValueError(f"a report needs a folder of its own, but {folder} is a run's; give another output=<folder>")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         tables = {name: make(comparison) for name, make in _TABLES.items()}
@@ -187,13 +190,13 @@ def _beside(comparison: Comparison) -> Path:
 
 
 def _name(comparison: Comparison) -> str:
-    """``comparison-resnet20-digits``: what was compared, as a folder's name."""
-    configs = [run.config for run in comparison.runs]
+    """``comparison-resnet20-digits``: what was compared, as a folder's name; ``ablation-…`` of nothing but variants."""
     parts = [
-        "+".join(dict.fromkeys(str(config.get(key, {}).get("name", "")) for config in configs))
+        "+".join(dict.fromkeys(str(part(run.config, key).get("name", "")) for run in comparison.runs))
         for key in ("model", "dataset")
     ]
-    searchers = list(dict.fromkeys(run.searcher for run in comparison.runs if run.variant == "default"))
+    is_ablation = all(run.variant for run in comparison.runs)
+    searchers = dict.fromkeys(run.searcher for run in comparison.runs if is_ablation and run.variant == "default")
     return _slug("-".join(["ablation" if searchers else "comparison", *searchers, *parts]))
 
 

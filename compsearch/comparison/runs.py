@@ -24,7 +24,7 @@ from compsearch.run_folder import CONFIG_FILE
 
 _MOST_NAMES = 6
 #: Sections of a configuration that came with time and that results don't depend on.
-_UNIMPORTANT = frozenset({"variant", "variants", "trials", "device", "cache_dir", "run_name", "timed_trials"})
+_UNIMPORTANT = frozenset({"variant", "variants", "swept", "trials", "device", "cache_dir", "run_name", "timed_trials"})
 
 
 def read_comparison(paths: Sequence[Path]) -> Comparison:

@@ -81,6 +81,21 @@ def test_runs_of_several_folders_are_compared_above_them(run_folders: SimpleName
     assert (run_folders.root / "comparison-tiny-digits" / "report.html").is_file()
 
 
+def test_a_report_never_goes_into_a_run(results: Path) -> None:
+    before = sorted((results / "amc0").iterdir())
+    with pytest.raises(ValueError, match="a report needs a folder of its own"):
+        run_command([str(results), f"output={results / 'amc0'}"])
+    assert sorted((results / "amc0").iterdir()) == before
+
+
+def test_a_comparison_that_holds_an_ablation_leaves_the_ablations_report_alone(run_folders: SimpleNamespace) -> None:
+    run_folders.write("a", settings={"variant": "default"})
+    run_folders.write("b", "random")
+    run_command([str(run_folders.root)])
+    assert not list(run_folders.root.glob("ablation*"))
+    assert (run_folders.root / "comparison-tiny-digits" / "report.html").is_file()
+
+
 def test_an_ablation_has_its_table_and_picture(run_folders: SimpleNamespace) -> None:
     for variant, accuracy in (("default", 0.8), ("replay_raw", 0.7)):
         rows = [run_folders.network("compressed", 0.5, accuracy)]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from compsearch.composition import check, compose_config, conf_dir
-from compsearch.multirun import _is_lower, flag_first, labelled
+from compsearch.multirun import _is_lower, divided, labelled
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("ablation_*.yaml"))
 VARIANTS = [
@@ -17,30 +17,41 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "overrides",
     [
-        ["-m", "searcher=amc,legr", "model=resnet20,resnet56", "budget.cost_ratio=0.3,0.5", "seed=range(0,3)"],
-        ["-m", "recover=bn,lsq", "variant=mine"],
-        ["-m", "recover=bn,lsq", "'run_name=${searcher._target_}'"],
-        ["experiment=ablation_amc", "recover=bn,lsq"],
+        ["searcher=amc,legr", "model=resnet20,resnet56", "budget.cost_ratio=0.3,0.5", "seed=range(0,3)"],
+        ["recover=bn,lsq", "'run_name=${searcher._target_}'"],
+        ["variant=default,replay_raw", "experiment=ablation_amc"],
         ["recover=bn"],
-        ["-m", "hydra.launcher.n_jobs=1,2"],
-        ["-m", "recover=[bn,"],
+        ["hydra.launcher.n_jobs=1,2"],
+        ["recover=[bn,"],
     ],
     ids=" ".join,
 )
-def test_a_name_that_tells_runs_apart_is_left_alone(arguments: list[str]) -> None:
-    assert labelled(arguments) == arguments
-
-
-def test_the_flag_may_stand_anywhere() -> None:
-    assert flag_first(["seed=0", "-m", "searcher=amc,legr"]) == ["-m", "seed=0", "searcher=amc,legr"]
-    assert flag_first(["seed=0"]) == ["seed=0"]
+def test_a_name_that_tells_runs_apart_is_left_alone(overrides: list[str]) -> None:
+    assert labelled(overrides) == overrides
 
 
 def test_what_is_swept_and_not_in_the_name_makes_the_variant() -> None:
-    arguments = ["-m", "seed=0,1", "recover=bn,lsq", "trials=10", "searcher.state=paper,released"]
-    assert labelled(arguments) == [*arguments, "variant=\"${swept:'recover','searcher.state'}\""]
+    overrides = ["seed=0,1", "recover=bn,lsq", "trials=10", "searcher.state=paper,released"]
+    assert labelled(overrides) == [*overrides, "variant=\"${swept:'recover','searcher.state'}\""]
+
+
+@pytest.mark.parametrize("typed", ["experiment=ablation_amc", "variant=mine"])
+def test_beside_variants_of_its_own_what_is_swept_is_named_too(typed: str) -> None:
+    assert labelled([typed, "recover=bn,lsq"])[-1] == "swept=\"${swept:'recover'}\""
+
+
+@pytest.mark.parametrize("swept", ["stages=[0.5,0.2],[0.4,0.2]", "budget.cost_ratios=[0.7,0.5],[0.7,0.6,0.5]"])
+def test_lists_that_the_name_says_only_in_part_are_named_whole(swept: str) -> None:
+    assert len(labelled([swept])) == 2
+
+
+def test_options_may_stand_anywhere_and_keep_their_values() -> None:
+    arguments = ["seed=0", "--config-dir", "mine", "-m", "searcher=amc,legr", "--config-name=x", "-i"]
+    options, overrides = divided(arguments)
+    assert options == ["--config-dir", "mine", "-m", "--config-name=x", "--info=all"]
+    assert overrides == ["seed=0", "searcher=amc,legr"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = [
@@ -124,7 +125,37 @@ def test_an_ablation_runs_its_variants_and_tabulates_them(tmp_path: Path) -> Non
     assert "replay_raw" in table.read_text()
 
 
-def test_a_variant_that_is_not_there_is_refused_in_one_line(tmp_path: Path) -> None:
-    code, out, _ = run(tmp_path, "experiment=ablation_amc", "variant=nonsense", "seed=0")
+def test_a_variant_that_is_not_there_costs_the_others_nothing(tmp_path: Path) -> None:
+    code, out, _ = run(tmp_path, "experiment=ablation_amc", "variant=default,nonsense", "seed=0", "trials=2")
     assert code == 1
     assert "failed: amc-resnet20-digits-macs0.5-nonsense-seed0: `variant` must be one of default," in out
+    assert list((tmp_path / "results").glob("*/report.html")), out
+
+
+def test_a_variant_counts_in_a_run_alone_and_takes_no_setting_it_does_not_know(tmp_path: Path) -> None:
+    settings = ["variant=tau_10", "recover.ridge=0.01", "searcher.fitness=accuracy", "trials=2", "hydra.mode=RUN"]
+    code, out, err = run(tmp_path, "experiment=ablation_legr", *settings)
+    assert code == 0, err
+    assert "recover.ridge=0.01 is not among the settings of this variant and left out" in out
+    [folder] = (tmp_path / "results").glob("legr-*-tau_10-seed0")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["recover"]["num_steps"] == 10
+    assert config["searcher"]["fitness"] == "accuracy"
+
+
+def test_inspecting_an_ablation_is_looking_once_at_its_network(tmp_path: Path) -> None:
+    code, out, err = run(tmp_path, "inspect", "experiment=ablation_amc")
+    assert code == 0, err
+    assert out.count("reaches the network's output") == 1
+
+
+def test_what_a_sweep_chose_by_a_pattern_and_in_quotes_can_be_repeated(tmp_path: Path) -> None:
+    sweep = ["-m", "searcher=uniform", "recover=glob(b*)", "device='cpu','auto'"]
+    code, _, err = run(tmp_path, *sweep)
+    assert code == 0, err
+    folders = sorted((tmp_path / "results").glob("uniform-*"))
+    assert len(folders) == 2
+    typed = yaml.safe_load((folders[0] / "overrides.yaml").read_text())
+    code, out, err = run(tmp_path, *typed)
+    assert code == 0, err
+    assert f"{folders[0].name} is finished" in out
