@@ -27,7 +27,9 @@ FAST = [
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(folder / "cache")}
     environment.pop("HYDRA_FULL_ERROR", None)
-    command = [sys.executable, "-m", "compsearch", *FAST, *arguments]
+    commands = [text for text in arguments if text == "inspect"]
+    rest = [text for text in arguments if text != "inspect"]
+    command = [sys.executable, "-m", "compsearch", *commands, *FAST, *rest]
     return subprocess.Popen(
         command,
         cwd=folder,
