@@ -86,7 +86,7 @@ def run(
     Raises ValueError for what a user can mend, `runner.Interrupted` on Ctrl-C during the search.
     """
     with RunFolder(path, config, ignore=irrelevant(config)) as folder:
-        if overrides is not None:
+        if overrides is not None and not (path / OVERRIDES_FILE).exists():
             folder.write_text(OVERRIDES_FILE, yaml.safe_dump(list(overrides), width=1000))
         summary = _finished(folder)
         if summary is None:

@@ -94,9 +94,8 @@ def test_a_sweep_learns_once_and_says_so(tmp_path: Path) -> None:
     chosen = json.loads((first / "policy.json").read_text())
     assert next(trial.genome for trial in trials(first) if trial.policy.to_json() == chosen) == only.genome
     assert f"nothing to learn: {first.name} did at cost_ratio 0.3" in done.stdout + done.stderr
-    assert f"nothing was learned here: {first.name} did, at cost_ratio 0.3" in done.stdout
     notes = json.loads((second / SUMMARY_FILE).read_text())["notes"]
-    assert any(first.name in note for note in notes)
+    assert any(f"nothing was learned here: {first.name} did, at cost_ratio 0.3" in note for note in notes)
 
 
 def test_a_run_takes_over_what_was_learned_beside_it(results: Path, tmp_path: Path) -> None:

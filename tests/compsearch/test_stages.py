@@ -150,12 +150,12 @@ def test_a_killed_run_goes_on_in_the_stage_it_was_in_and_ends_the_same(
             assert torch.equal(weights(path / name)[key], value)
 
 
-def test_a_finished_run_only_reports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_only_reports(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock" and path.is_file()}
-    job.run(config(), folder)
+    summary = job.run(config(), folder)
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name != ".lock" and path.is_file()}
     assert before == after
-    printed = capsys.readouterr().out
+    printed = job.shown(summary, folder)
     assert "CSR, zlib" in printed
     assert "BSR 4×1" in printed
     assert "block sparsity" in printed
