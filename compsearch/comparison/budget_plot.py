@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -30,13 +31,15 @@ from compsearch.report.style import BLACK, GREY, new_figure, tidy
 
 #: Rows of one series, before and after fine-tuning, are apart by this share of the distance between series.
 _APART = 0.32
+#: How uniform's level is drawn, by stage.
+_UNIFORM_LINES: Mapping[str, Literal["--", "-"]] = {"before": "--", "after": "-"}
 
 
 def budget_figure(comparison: Comparison, facet: str) -> Figure:
     """A panel per budget of `facet`, a row per series: single seeds, their mean, one standard deviation either way.
 
-    Before fine-tuning hollow, after it filled. The level of uniform before fine-tuning is drawn all through, so that
-    what doesn't beat it shows. Raises ValueError when no network of `facet` has a test accuracy.
+    Before fine-tuning hollow, after it filled. The levels of uniform are drawn all through, so that what
+    doesn't beat it shows. Raises ValueError when no network of `facet` has a test accuracy.
     """
     networks = comparison.networks[comparison.networks["facet"] == facet]
     found = compressed_networks(networks)
@@ -62,8 +65,9 @@ def budget_figure(comparison: Comparison, facet: str) -> Figure:
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].set_ylim(len(looks_by_series) - 0.5, -0.5)
     numbers = set(found.groupby(["series", "resource", "budget", "stage"], dropna=False).size())
-    has_uniform = ((found["series"] == "uniform") & (found["stage"] == "before")).any()
-    add_legend(figure, _entries(stages, has_uniform=bool(has_uniform), has_dense=is_dense_near))
+    stages_of_uniform = set(found.loc[found["series"] == "uniform", "stage"])
+    uniform = [stage for stage in stages if stage in stages_of_uniform]
+    add_legend(figure, _entries(stages, uniform=uniform, has_dense=is_dense_near))
     whole = f", dense {dense:.1%}" if np.isfinite(dense) else ""
     note = "large marks: mean over seeds, bars: ± one standard deviation, small marks: one seed each"
     add_title(
@@ -87,7 +91,7 @@ def _draw(axes: Axes, found: pd.DataFrame, stages: list[str], looks_by_series: M
     tidy(axes)
     axes.grid(visible=False, axis="y")
     look = SEARCHER_LOOKS["uniform"]
-    for stage, linestyle in (("before", look.linestyle), ("after", "-")):
+    for stage, linestyle in _UNIFORM_LINES.items():
         of_uniform = found.loc[(found["series"] == "uniform") & (found["stage"] == stage), "accuracy_test"]
         if len(of_uniform):
             axes.axvline(of_uniform.mean(), color=look.color, linewidth=0.9, linestyle=linestyle, zorder=1)
@@ -133,17 +137,17 @@ def _draw_row(axes: Axes, values: pd.Series, place: float, look: Look, *, is_hol
     )
 
 
-def _entries(stages: list[str], *, has_uniform: bool, has_dense: bool) -> list[Line2D]:
+def _entries(stages: list[str], *, uniform: list[str], has_dense: bool) -> list[Line2D]:
     entries = []
     for stage in stages:
         is_hollow = stage == "before" and len(stages) > 1
         face = "white" if is_hollow else GREY
         mark = Line2D([], [], marker="o", markerfacecolor=face, markeredgecolor=GREY, linestyle="", label=STAGES[stage])
         entries.append(mark)
-    if has_uniform:
+    for stage in uniform:
         look = SEARCHER_LOOKS["uniform"]
-        label = "uniform before fine-tuning"
-        entries.append(Line2D([], [], color=look.color, linestyle=look.linestyle, linewidth=1.0, label=label))
+        label = f"uniform {STAGES[stage]}"
+        entries.append(Line2D([], [], color=look.color, linestyle=_UNIFORM_LINES[stage], linewidth=1.0, label=label))
     if has_dense:
         look = SEARCHER_LOOKS["dense"]
         entries.append(Line2D([], [], color=BLACK, linestyle=look.linestyle, linewidth=0.8, label="dense"))
