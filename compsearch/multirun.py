@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -132,7 +133,7 @@ class SweepCallback(Callback):
         os.environ[ENVIRONMENT] = str(ledger.path)
         logging.getLogger("hydra").setLevel(logging.WARNING)  # it would list every job's overrides
         print(f"sweep: {len(overrides)} runs; their settings are checked first", flush=True)
-        if not is_sequential(config):
+        if not is_sequential(config.hydra):
             # Bars of several processes would write over each other; the ends of the runs are shown instead.
             os.environ["TQDM_DISABLE"] = "1"
             self._watcher = Watcher(ledger, partial(print, flush=True))
@@ -144,9 +145,9 @@ class SweepCallback(Callback):
             self._watcher.__exit__(None, None, None)
 
 
-def is_sequential(config: DictConfig) -> bool:
-    """Whether one run comes after the other in this process, rather than in processes of their own."""
-    return str(config.hydra.launcher._target_).rsplit(".", 1)[-1] == "BasicLauncher"
+def is_sequential(hydra: DictConfig | HydraConf) -> bool:
+    """Whether, by Hydra's own settings, runs come one after the other, all in this process."""
+    return str(hydra.launcher._target_).rsplit(".", 1)[-1] == "BasicLauncher"
 
 
 def run_job(config: DictConfig) -> None:
@@ -156,7 +157,7 @@ def run_job(config: DictConfig) -> None:
     if ledger is None:  # Hydra turns what its callbacks raise into warnings
         raise ValueError(f"a sweep keeps its ledger in {settings.sweep.dir}; the warning above says why it can't")
     number, path, begun = settings.job.num, Path(settings.runtime.output_dir), time.monotonic()
-    is_alone = is_sequential(OmegaConf.create({"hydra": settings}))
+    is_alone = is_sequential(settings)
     if not is_alone:
         logging.getLogger().setLevel(logging.WARNING)
     else:

@@ -4,8 +4,8 @@ Two quantities, of the trials within the budget, on the search split: the best a
 one where a search keeps to one budget and so has nearly one cost, and the hypervolume so far. Each is a staircase per
 run, put together over seeds.
 
-Not every search can be compared by trials. One that trains its own network while it searches (proxylessnas) scores few
-policies, most of them at the end; what it pays with is training, which the number of trials doesn't show. Its rows say
+Not every search can be compared by trials. One that trains a network of its own while it searches scores few policies,
+most of them at the end; what it pays with is training, which the number of trials doesn't show. Its rows say
 `is_by_trials` False; against seconds it is a contestant like any other. Searches of one trial (uniform,
 global_magnitude, a ranking that was learned at another budget) are no curves but `references`.
 """
@@ -24,9 +24,6 @@ from compsearch.comparison.hypervolume import hypervolume
 from compsearch.comparison.seeds import SERIES_KEYS, columns_in_order
 from compsearch.report.captions import counted
 from compsearch.space import FloatArray
-
-#: Searchers whose cost is the training of a network of their own, not trials.
-TRAINED_FIRST = frozenset({"proxylessnas"})
 
 BEST_ACCURACY, HYPERVOLUME = "best_accuracy", "hypervolume"
 QUANTITIES = (BEST_ACCURACY, HYPERVOLUME)
@@ -102,16 +99,13 @@ class Contestant:
     runs: tuple[pd.DataFrame, ...]
     finished: frozenset[str]
     learned_elsewhere: frozenset[str]
+    is_by_trials: bool = True
     note: str = ""
 
     @property
     def is_reference(self) -> bool:
         """Whether no run came to more than one trial at its budget: a point, not a search that gets better."""
         return self.is_finished and all(len(_within_budget(run)) <= 1 for run in self.runs)
-
-    @property
-    def is_by_trials(self) -> bool:
-        return self.keys["searcher"] not in TRAINED_FIRST
 
     @property
     def is_finished(self) -> bool:
@@ -170,6 +164,7 @@ def contestants(comparison: Comparison) -> list[Contestant]:
     searched those that took over what was learned at another budget are; `note` says so.
     """
     finished = frozenset(run.name for run in comparison.runs if run.summary is not None)
+    trained = frozenset(run.name for run in comparison.runs if run.trains_network)
     networks = comparison.networks
     elsewhere = frozenset(networks.loc[networks["is_learned_elsewhere"].eq(True), "run"])
     found = []
@@ -189,8 +184,16 @@ def contestants(comparison: Comparison) -> list[Contestant]:
         by_seed: dict[int, pd.DataFrame] = {}
         for run in runs:
             by_seed.setdefault(int(run["seed"].iloc[0]), run.reset_index(drop=True))
-        named = dict(zip([*SERIES_KEYS, "searcher", "budget"], keys, strict=True))
-        found.append(Contestant(named, tuple(by_seed.values()), finished, elsewhere, "; ".join(notes)))
+        found.append(
+            Contestant(
+                keys=dict(zip([*SERIES_KEYS, "searcher", "budget"], keys, strict=True)),
+                runs=tuple(by_seed.values()),
+                finished=finished,
+                learned_elsewhere=elsewhere,
+                is_by_trials=trained.isdisjoint(map(_name, by_seed.values())),
+                note="; ".join(notes),
+            )
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""How soon each search is how good: the best search accuracy so far against trials and against seconds."""
+"""How soon each search is how good: best search accuracy or hypervolume so far, against trials and against seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from compsearch.comparison.accuracy_axis import is_wide, set_accuracy_axis
-from compsearch.comparison.anytime import BEST_ACCURACY, anytime_curves, anytime_references
+from compsearch.comparison.anytime import BEST_ACCURACY, HYPERVOLUME, anytime_curves, anytime_references
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.look import SEARCHER_LOOKS, Look, looks
 from compsearch.comparison.plot_frame import add_legend, add_title, budget_title, by_budget, legend_entry, seeds_text
@@ -27,15 +27,15 @@ CLOCKS: Mapping[str, str] = {
 _START = 0.1
 
 
-def anytime_figure(comparison: Comparison, facet: str) -> Figure:
+def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_ACCURACY) -> Figure:
     """A row per budget of `facet`; against trials on the left, against seconds on the right, logarithmic.
 
     A curve is the mean over seeds, its band from the lowest to the highest; searches of one trial are level lines.
-    Against trials those are left out whose number of trials doesn't tell what they cost. Raises ValueError when no
-    trial has an accuracy.
+    Against trials those are left out whose number of trials doesn't tell what they cost. `quantity` is one of
+    `anytime.QUANTITIES`. Raises ValueError when no trial has an accuracy.
     """
-    curves = _of(anytime_curves(comparison, quantities=[BEST_ACCURACY]), facet)
-    levels = _of(anytime_references(comparison, quantities=[BEST_ACCURACY]), facet)
+    curves = _of(anytime_curves(comparison, quantities=[quantity]), facet)
+    levels = _of(anytime_references(comparison, quantities=[quantity]), facet)
     keys = ["resource", "budget"]
     if curves.empty and levels.empty:
         raise ValueError(f"an anytime plot must have a trial with an accuracy, but {facet!r} has none")
@@ -46,8 +46,11 @@ def anytime_figure(comparison: Comparison, facet: str) -> Figure:
     looks_by_series = looks(comparison)
     for row, (resource, budget) in zip(panels, rows, strict=True):
         here, level = (_at(table, resource, budget) for table in (curves, levels))
-        accuracies = [*_worth_seeing(here), *level["low"], *level["high"]]
-        set_accuracy_axis(row[0], accuracies, label="best top-1 accuracy so far", is_stretched=is_wide(accuracies))
+        values = [*_worth_seeing(here), *level["low"], *level["high"]]
+        if quantity == HYPERVOLUME:
+            _set_hypervolume_axis(row[0], values)
+        else:
+            set_accuracy_axis(row[0], values, label="best top-1 accuracy so far", is_stretched=is_wide(values))
         for axes, clock in zip(row, clocks, strict=True):
             shown = here[(here["clock"] == clock) & (here["is_by_trials"].eq(True) | (clock != "trials"))]
             _draw(axes, shown, level, looks_by_series)
@@ -71,6 +74,14 @@ def anytime_sentence() -> str:
     return "Line: mean over seeds, band: from the lowest to the highest seed; level lines: searches of one trial."
 
 
+def hypervolume_sentence() -> str:
+    """For captions of the hypervolume: what counts towards it."""
+    return (
+        f"{anytime_sentence()} Hypervolume: of the trials so far that keep to the budget; reference point: the dense "
+        "network's cost, accuracy 0. A search that keeps to one budget adds to it mostly by being accurate there."
+    )
+
+
 def _of(table: pd.DataFrame, facet: str) -> pd.DataFrame:
     return table[table["facet"] == facet]
 
@@ -81,7 +92,7 @@ def _at(table: pd.DataFrame, resource: str, budget: float) -> pd.DataFrame:
 
 
 def _worth_seeing(curves: pd.DataFrame) -> list[float]:
-    """The accuracies of bands, without those of the first tenth of each search unless there is nothing else."""
+    """The ends of bands, without those of the first tenth of each search unless there is nothing else."""
     found: list[float] = []
     for _, curve in curves.groupby(["series", "clock"], sort=False):
         start = _START * curve["x"].max()
@@ -89,6 +100,14 @@ def _worth_seeing(curves: pd.DataFrame) -> list[float]:
         late = pd.concat([curve[curve["x"] <= start].tail(1), curve[curve["x"] > start]])
         found += [*late["low"], *late["high"]]
     return found
+
+
+def _set_hypervolume_axis(axes: Axes, values: list[float]) -> None:
+    low, high = min(values), max(values)
+    margin = max(0.05 * (high - low), 0.001)
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axes.set_ylabel("hypervolume so far")
 
 
 def _set_clock_axis(axes: Axes, curves: pd.DataFrame, clock: str) -> None:

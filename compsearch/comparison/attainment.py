@@ -25,9 +25,8 @@ PERCENTILES = (25, 50, 75)
 class Surface:
     """What at least `percentile` percent of `num_runs` runs attain.
 
-    `corners` are (cost, accuracy) [num_corners, 2], rising in both. `stage` is ``before`` or ``after`` of networks on
-    the test split, ``search`` of trials on the search split, whose `budget` is a number; it is None of networks, whose
-    surfaces are of all budgets together. `cost` is the axis, ``cost_ratio`` (of `resource`) for trials.
+    `corners` are (cost, accuracy) [num_corners, 2], rising in both, of all budgets together. `stage` is ``before`` or
+    ``after``, `cost` the axis.
     """
 
     facet: str
@@ -39,7 +38,6 @@ class Surface:
     percentile: int
     num_runs: int
     corners: FloatArray
-    budget: float | None = None
     note: str = ""
 
     def polyline(self, right: float = 1.0) -> FloatArray:
@@ -103,32 +101,4 @@ def surfaces(
                         note=complete.note,
                     )
                 )
-    return found
-
-
-def trial_surfaces(trials: pd.DataFrame, *, percentiles: Sequence[int] = PERCENTILES) -> list[Surface]:
-    """Of `Comparison.trials` on the search split, per series and budget: what the trials of a run attain together.
-
-    Failed trials don't count, nor do runs of nothing else.
-    """
-    scored = trials[trials["accuracy"].notna() & trials["cost_ratio"].notna()]
-    found = []
-    for (facet, resource, series, budget), rows in scored.groupby([*SERIES_KEYS, "budget"], sort=False, dropna=False):
-        points = rows[["cost_ratio", "accuracy"]].to_numpy(dtype=np.float64)
-        sets = rows["run"].factorize()[0]
-        for percentile in percentiles:
-            found.append(
-                Surface(
-                    facet=facet,
-                    resource=resource,
-                    series=series,
-                    stage="search",
-                    cost="cost_ratio",
-                    device="",
-                    percentile=percentile,
-                    num_runs=int(sets.max()) + 1,
-                    corners=attainment(points, list(sets), percentile),
-                    budget=float(budget),
-                )
-            )
     return found

@@ -22,6 +22,7 @@ from compsearch.comparison.plot_frame import (
     budget_title,
     by_budget,
     dense_accuracy,
+    draw_seeds,
     label_length,
     seeds_text,
     wrapped,
@@ -110,16 +111,7 @@ def _draw(axes: Axes, found: pd.DataFrame, stages: list[str], looks_by_series: M
 def _draw_row(axes: Axes, values: pd.Series, place: float, look: Look, *, is_hollow: bool) -> None:
     face = "white" if is_hollow else look.color
     if len(values) > 1:
-        axes.scatter(
-            values,
-            np.full(len(values), place),
-            marker=look.marker,
-            s=14 * look.size**2,
-            color=look.color,
-            alpha=0.4,
-            linewidths=0,
-            zorder=2.5,
-        )
+        draw_seeds(axes, values, np.full(len(values), place), look)
         axes.errorbar(
             [values.mean()], [place], xerr=[values.std()], fmt="none", ecolor=look.color, elinewidth=1.2, capsize=2.5
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from compsearch.space import Policy
 from compsearch.summary import Summary
 
 #: Of `Comparison.networks`: one row per finished network, before and after fine-tuning, dense and uniform among them.
@@ -69,7 +70,9 @@ class Run:
 
     `facet` and `series` are as in `NETWORK_COLUMNS`. `settings` are those of its settings, dotted keys, that differ
     between runs of its facet, seed and budget included; `command` repeats it. `place` is the part of its folder's path
-    that tells it from another run in a folder of the same name, "" where there is none.
+    that tells it from another run in a folder of the same name, "" where there is none. `policies` are those of its
+    networks by the cost_ratio asked for, the run's own under None. `trains_network` says whether it searches by
+    training a network of its own, so that its trials don't tell what it costs.
     """
 
     path: Path
@@ -83,6 +86,8 @@ class Run:
     settings: Mapping[str, Any]
     command: str
     place: str = ""
+    policies: Mapping[float | None, Policy] = field(default_factory=dict)
+    trains_network: bool = False
 
     @property
     def name(self) -> str:

@@ -15,7 +15,15 @@ from compsearch.comparison.accuracy_axis import is_wide, set_accuracy_axis
 from compsearch.comparison.anytime_plot import CLOCKS
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.look import Look, looks
-from compsearch.comparison.plot_frame import add_legend, add_title, budget_title, by_budget, legend_entry, seeds_text
+from compsearch.comparison.plot_frame import (
+    add_legend,
+    add_title,
+    budget_title,
+    by_budget,
+    draw_seeds,
+    legend_entry,
+    seeds_text,
+)
 from compsearch.comparison.seeds import compressed_networks
 from compsearch.report.captions import counted
 from compsearch.report.style import GREY, new_figure, tidy
@@ -137,16 +145,7 @@ def _draw(axes: Axes, searched: pd.DataFrame, means: pd.DataFrame, looks_by_seri
         if series not in means.index:
             continue
         mean, single = means.loc[series], searched[searched["series"] == series]
-        axes.scatter(
-            single["seconds"],
-            single["accuracy_test"],
-            marker=look.marker,
-            s=16 * look.size**2,
-            color=look.color,
-            alpha=0.4,
-            linewidths=0,
-            zorder=2.5,
-        )
+        draw_seeds(axes, single["seconds"], single["accuracy_test"], look)
         if np.isfinite(mean["std"]):
             axes.errorbar(
                 [mean["seconds"]],

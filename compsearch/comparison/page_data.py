@@ -15,9 +15,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from compsearch.comparison.anytime import BEST_ACCURACY, so_far
 from compsearch.comparison.comparison import Comparison, Run
 from compsearch.comparison.look import Look, looks
-from compsearch.comparison.page_policies import PageSpaces, kept_of, network_policies, trial_choices
+from compsearch.comparison.page_policies import PageSpaces, kept_of, trial_choices
 from compsearch.comparison.pareto_plots import STAGES, CostAxis, cost_axes, over_seeds
 from compsearch.comparison.seeds import COST_COLUMNS
 from compsearch.report.style import RESOURCE_LABELS
@@ -128,22 +129,24 @@ def _networks(
     networks: pd.DataFrame, runs: list[Run], kept: pd.DataFrame, axes: list[CostAxis], spaces: PageSpaces
 ) -> list[dict[str, Any]]:
     by_name = {run.name: (index, run) for index, run in enumerate(runs)}
-    policies = {run.name: network_policies(run) for run in runs}
     known = networks[networks["accuracy_test"].notna()]
     # A baseline stands in the summary of every run; its own run, which has its policy, comes first.
     is_own = np.array([by_name[row.run][1].series == row.series for row in known.itertuples()], dtype=bool)
     known = known.assign(is_own=is_own).sort_values("is_own", ascending=False, kind="stable")
-    dense = known[known["stage"] == "dense"].drop_duplicates(["accuracy_test"])
+    dense = known[known["stage"] == "dense"].drop_duplicates(["accuracy_test"]).assign(is_again=False)
     others = known[known["stage"] != "dense"]
-    others = others.drop_duplicates(["series", "resource", "budget", "stage", "seed", "device"])
+    what = ["series", "resource", "budget", "stage", "seed"]
+    others = others.drop_duplicates([*what, "device"])
+    # A network timed on two devices has two latencies, but is one network on the other axes.
+    others = others.assign(is_again=others.duplicated(what))
     found = []
     for row in pd.concat([others, dense]).to_dict("records"):
         index, run = by_name[row["run"]]
-        policy = policies[run.name].get(row["budget"], policies[run.name].get(None)) if row["is_own"] else None
+        policy = run.policies.get(row["budget"], run.policies.get(None)) if row["is_own"] else None
         compact = None
         if policy is not None:
             compact = spaces.compact(policy.counts, dict(policy.operations), each_operation=True)
-            is_family = len(policies[run.name]) > 1
+            is_family = None not in run.policies
             sizes = run.summary.groups if run.summary is not None else {}
             kept_there = kept_of(kept, run.name, row["budget"] if is_family else None)
             spaces.learn_sizes(policy.counts, sizes, kept_there)
@@ -160,7 +163,7 @@ def _networks(
                 "top5": row["top5_test"],
                 **costs,
                 "ratios": {resource: row[column] for resource, column in COST_COLUMNS.items()},
-                "x": [row[axis.column] if axis.device in ("", row["device"]) else None for axis in axes],
+                "x": [_place(row, axis) for axis in axes],
                 "asked": row["budget"],
                 "resource": row["resource"],
                 "trials": row["trials"],
@@ -170,6 +173,12 @@ def _networks(
             }
         )
     return found
+
+
+def _place(row: Mapping[str, Any], axis: CostAxis) -> float | None:
+    """Where on `axis` the network of `row` is drawn, None for not at all."""
+    is_shown = row["device"] == axis.device if axis.device else not row["is_again"]
+    return row[axis.column] if is_shown else None
 
 
 def _means(networks: pd.DataFrame, axes: list[CostAxis]) -> list[dict[str, Any]]:
@@ -234,14 +243,13 @@ def _trial_ratios(shown: pd.DataFrame, networks: pd.DataFrame) -> dict[str, pd.S
 
 
 def _curves(trials: pd.DataFrame, index_of: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Per run its best accuracy so far on the search split, where it improved and at the end."""
+    """Per run its best accuracy so far within the budget, on the search split, where it improved and at the end."""
     found = []
     for name, rows in trials.groupby("run", sort=False):
-        rows = rows[rows["accuracy"].notna()]
-        if rows.empty:
+        best = so_far(rows, BEST_ACCURACY)
+        if not np.isfinite(best).any():
             continue
-        best = rows["accuracy"].cummax()
-        corners = _is_improvement(rows["accuracy"]).to_numpy().copy()
+        corners = np.isfinite(best) & (np.diff(best, prepend=-math.inf) != 0)
         corners[-1] = True
         steps = rows[corners]
         found.append(
@@ -252,7 +260,7 @@ def _curves(trials: pd.DataFrame, index_of: Mapping[str, int]) -> list[dict[str,
                 "trials": (steps["index"] + 1).tolist(),
                 "wall_s": _rounded(steps["wall_s"]),
                 "cpu_s": _rounded(steps["cpu_s"]),
-                "best": _rounded(best[corners]),
+                "best": _rounded(pd.Series(best[corners])),
             }
         )
     return found

@@ -10,16 +10,12 @@ import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from compsearch.comparison.comparison import Run
-from compsearch.family import FAMILY_FILE
-from compsearch.loading import POLICY_FILE
 from compsearch.recorder import TRIALS_FILE
-from compsearch.space import Policy
 
 
 class PageSpaces:
@@ -63,18 +59,6 @@ class PageSpaces:
         return [{"groups": list(names), "sizes": self._sizes.get(names)} for names in self._index]
 
 
-def network_policies(run: Run) -> dict[float | None, Policy]:
-    """The policies a run found, by the cost_ratio asked for, the run's own under None; empty when it has none yet."""
-    found: dict[float | None, Policy] = {}
-    own = _read_json(run.path / POLICY_FILE)
-    family = _read_json(run.path / FAMILY_FILE)
-    if own is not None:
-        _add(found, None, own)
-    for member in family.get("members", ()) if family is not None else ():
-        _add(found, float(member["cost_ratio"]), member["policy"])
-    return found
-
-
 def kept_of(kept: pd.DataFrame, run: str, budget: float | None) -> dict[str, float]:
     """The keep_ratio per group of one network in a frame of `KEPT_COLUMNS`; budget None for the only one of a run."""
     rows = kept[kept["run"] == run]
@@ -104,18 +88,3 @@ def trial_choices(run: Run, indices: Collection[int]) -> dict[int, tuple[dict[st
             found[index] = choices
         index += 1
     return found
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _add(found: dict[float | None, Policy], budget: float | None, data: Mapping[str, Any]) -> None:
-    try:
-        found[budget] = Policy.from_json(data)
-    except ValueError:
-        return

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import pandas as pd
-
 from compsearch.comparison.text_table import TextTable
 from compsearch.report.table import NOT_MEASURED
 
@@ -54,15 +52,6 @@ class PageTable:
         wrong = [len(row) for row in self.rows if len(row) != len(self.columns)]
         if wrong:
             raise ValueError(f"a row has one cell per column, {len(self.columns)}, but got {wrong} in {self.title!r}")
-
-    @classmethod
-    def from_frame(cls, title: str, frame: pd.DataFrame, *, note: str = "", facet: str = "") -> Self:
-        """The columns of `frame`, without its index; values that are no `Cell` become one."""
-        rows = tuple(
-            tuple(value if isinstance(value, Cell) else Cell(value) for value in row)
-            for row in frame.itertuples(index=False, name=None)
-        )
-        return cls(title, tuple(map(str, frame.columns)), rows, note, facet)
 
     @classmethod
     def from_text(cls, table: TextTable, *, facet: str = "", is_folded: bool = False) -> Self:

@@ -22,6 +22,7 @@ from compsearch.comparison.plot_frame import (
     add_title,
     dense_accuracy,
     draw_dense,
+    draw_seeds,
     legend_entry,
     seeds_text,
 )
@@ -178,16 +179,7 @@ def _draw(axes: Axes, networks: pd.DataFrame, axis: CostAxis, stage: str, looks_
     for order, (series, look) in enumerate(reversed(list(looks_by_series.items()))):
         zorder = 3 + 0.01 * order  # the first of the legend on top
         single = seeds[seeds["series"] == series]
-        axes.scatter(
-            single[axis.column],
-            single["accuracy_test"],
-            marker=look.marker,
-            s=14 * look.size**2,
-            color=look.color,
-            alpha=0.35,
-            linewidths=0,
-            zorder=2.5,
-        )
+        draw_seeds(axes, single[axis.column], single["accuracy_test"], look)
         for _, line in means[means["series"] == series].groupby("resource", dropna=False, sort=False):
             _draw_line(axes, line, look, zorder)
 

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import ArrayLike
 
 from compsearch.comparison.look import SEARCHER_LOOKS, Look
 from compsearch.report.captions import balanced, counted
@@ -91,6 +92,11 @@ def seeds_text(numbers: Collection[int]) -> str:
     """``3 seeds`` when all `numbers` are 3, else from the fewest to the most: ``1–3 seeds``."""
     fewest, most = min(numbers), max(numbers)
     return counted(most, "seed", "seeds") if fewest == most else f"{fewest}–{most} seeds"
+
+
+def draw_seeds(axes: Axes, x: ArrayLike, y: ArrayLike, look: Look) -> None:
+    """Small pale marks, one per seed, below the series' large ones."""
+    axes.scatter(x, y, marker=look.marker, s=14 * look.size**2, color=look.color, alpha=0.4, linewidths=0, zorder=2.5)
 
 
 def by_budget(table: pd.DataFrame) -> list[tuple[str, float, pd.DataFrame]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from compsearch.comparison.anytime_plot import anytime_figure, anytime_sentence
+from compsearch.comparison.anytime import HYPERVOLUME
+from compsearch.comparison.anytime_plot import anytime_figure, anytime_sentence, hypervolume_sentence
 from compsearch.comparison.attainment_plot import attainment_figure, attainment_sentence
 from compsearch.comparison.budget_plot import budget_figure, budget_sentence
 from compsearch.comparison.comparison import Comparison
@@ -47,7 +48,11 @@ def plots(comparison: Comparison, facet: str) -> list[Plot]:
     if has_search_costs(comparison, facet):
         found.append(Plot("cost", cost_sentence(), partial(cost_figure, comparison, facet)))
     if trials["accuracy"].notna().any():
-        found.append(Plot("anytime", anytime_sentence(), partial(anytime_figure, comparison, facet)))
+        draw = partial(anytime_figure, comparison, facet, quantity=HYPERVOLUME)
+        found += [
+            Plot("anytime", anytime_sentence(), partial(anytime_figure, comparison, facet)),
+            Plot("anytime-hypervolume", hypervolume_sentence(), draw),
+        ]
     if (comparison.kept["facet"] == facet).any():
         found.append(Plot("keep-ratio", keep_ratio_sentence(), partial(keep_ratio_figure, comparison, facet)))
     return found

@@ -15,10 +15,11 @@ from typing import Any
 
 from compsearch.comparison.comparison import Comparison, Run
 from compsearch.comparison.facets import facets
-from compsearch.comparison.folders import PassedOver, RunFiles, find_runs, read_run
+from compsearch.comparison.folders import UNREADABLE, PassedOver, RunFiles, find_runs, read_run
 from compsearch.comparison.frames import ReadRun, kept_frame, networks_frame, trials_frame
 from compsearch.comparison.options import budget_word, dataset_word, searcher_word
 from compsearch.comparison.series import budget_of, series, settings_that_differ, variant_of
+from compsearch.composition import takes
 from compsearch.report.captions import counted
 from compsearch.run_folder import CONFIG_FILE
 
@@ -118,7 +119,17 @@ def _run(files: RunFiles, facet: str, label: str, settings: Mapping[str, Any], p
         settings=settings,
         command=command_of(files),
         place=place,
+        policies=dict(files.policies),
+        trains_network=_trains_network(files.config),
     )
+
+
+def _trains_network(config: Mapping[str, Any]) -> bool:
+    """Whether the searcher is given a supernet; False of one that cannot be imported here."""
+    try:
+        return takes(config["searcher"], "supernet", place="searcher")
+    except UNREADABLE:
+        return False
 
 
 def _at(config: Mapping[str, Any], section: str, key: str) -> Any:

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from compsearch.comparison.comparison import KEPT_COLUMNS, NETWORK_COLUMNS, TRIAL_COLUMNS, Comparison, Run
+from compsearch.space import Policy
 from compsearch.summary import Latency, NetworkRow, SearchCost, Summary
 
 FACET = "resnet20 on digits"
@@ -51,10 +52,14 @@ class _Maker:
         }
         self._write_trials(folder, shared)
         summary = self._finish(folder, shared) if is_finished else None
+        policies = {None: Policy.from_json(json.loads((folder / "policy.json").read_text()))} if is_finished else {}
         settings = {"searcher": searcher, "seed": seed, "budget.cost_ratio": budget, "finetune.epochs": 2 + (seed > 0)}
         command = f"python -m compsearch searcher={searcher} budget.cost_ratio={budget:g} seed={seed}"
         self.runs.append(
-            Run(folder, config, summary, searcher, "", seed, self.facet, searcher, settings, command=command)
+            Run(
+                *(folder, config, summary, searcher, "", seed, self.facet, searcher, settings, command),
+                policies=policies,
+            )
         )
 
     def _write_trials(self, folder: Path, shared: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
 from compsearch.comparison.accuracy_axis import is_wide, set_accuracy_axis
+from compsearch.comparison.anytime import HYPERVOLUME
 from compsearch.comparison.anytime_plot import anytime_figure
 from compsearch.comparison.attainment_plot import attainment_figure
 from compsearch.comparison.budget_plot import budget_figure
@@ -42,7 +43,8 @@ SUMMARY = Summary("r", "S", "m", "d", 0, None, (NetworkRow("dense", 1e6, 1000),)
 
 def run_of(series: str, searcher: str, budget: float, seed: int) -> Run:
     path = Path(f"{series}-{budget:g}-seed{seed}")
-    return Run(path, {}, SUMMARY, searcher, "", seed, FACET, series, {}, "")
+    trains_network = searcher == "proxylessnas"
+    return Run(path, {}, SUMMARY, searcher, "", seed, FACET, series, {}, "", trains_network=trains_network)
 
 
 def comparison_of(
@@ -382,6 +384,16 @@ class TestAnytime:
         figure.canvas.draw()
         assert len(figure.axes) == 1
 
+    def test_the_hypervolume_so_far_is_drawn_on_an_axis_of_its_own(self) -> None:
+        axes = anytime_figure(WHOLE, FACET, quantity=HYPERVOLUME).axes[0]
+        [curve] = lines_of(axes, "amc")
+        cost_ratio = WHOLE.trials.loc[WHOLE.trials["series"] == "amc", "cost_ratio"].min()
+        # One cost: the square left of it and below the accuracy.
+        assert curve == pytest.approx(np.array([[1.0, 0.40 * (1 - cost_ratio)], [4.0, 0.80 * (1 - cost_ratio)]]))
+        assert axes.get_ylabel() == "hypervolume so far"
+        low, high = axes.get_ylim()
+        assert low < curve[1, 1] < high
+
     def test_no_trials_are_refused(self) -> None:
         with pytest.raises(ValueError, match="a trial with an accuracy"):
             anytime_figure(replace(WHOLE, trials=WHOLE.trials.iloc[:0]), FACET)
@@ -503,7 +515,17 @@ class TestBudgets:
             budget_figure(WHOLE, "another")
 
 
-ALL = ["pareto-macs", "budgets", "pareto", "attainment-before", "attainment-after", "cost", "anytime", "keep-ratio"]
+ALL = [
+    "pareto-macs",
+    "budgets",
+    "pareto",
+    "attainment-before",
+    "attainment-after",
+    "cost",
+    "anytime",
+    "anytime-hypervolume",
+    "keep-ratio",
+]
 
 
 class TestAllPlots:
@@ -517,7 +539,7 @@ class TestAllPlots:
 
     def test_unfinished_runs_have_trials_to_show_only(self) -> None:
         unfinished = replace(WHOLE, networks=WHOLE.networks.iloc[:0], kept=WHOLE.kept.iloc[:0])
-        assert [plot.name for plot in plots(unfinished, FACET)] == ["anytime"]
+        assert [plot.name for plot in plots(unfinished, FACET)] == ["anytime", "anytime-hypervolume"]
 
     def test_a_facet_that_is_not_there_has_no_plots(self) -> None:
         assert plots(WHOLE, "another") == []

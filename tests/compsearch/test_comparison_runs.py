@@ -271,6 +271,25 @@ def test_runs_of_earlier_versions_are_read_and_named(run_folders: SimpleNamespac
     assert math.isnan(comparison.networks.query("run == 'old'")["cpu_s"].iloc[0])
 
 
+@pytest.mark.parametrize(
+    ("target", "trains_network"),
+    [
+        ("searchers.proxylessnas.ProxylessNAS", True),
+        ("searchers.random_search.RandomSearch", False),
+        ("nobody.has.this.Searcher", False),
+    ],
+)
+def test_a_searcher_that_takes_a_supernet_trains_a_network(
+    run_folders: SimpleNamespace, target: str, trains_network: bool
+) -> None:
+    path = run_folders.write("a")
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    config["searcher"]["_target_"] = target
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    [run] = read_comparison([path]).runs
+    assert run.trains_network is trains_network
+
+
 def test_a_bare_configuration_raises_nothing(run_folders: SimpleNamespace) -> None:
     path = run_folders.write("a", finished=False)
     (path / "config.yaml").write_text("searcher: {_target_: mine.Own}")

@@ -73,7 +73,10 @@ def trials(series, seed, accuracies, *, budget=0.5, ratios=None, seconds=None, f
 def comparison(rows, *, unfinished=(), found=()):
     frame = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
     runs = tuple(
-        Run(Path(name), {}, None if name in unfinished else SUMMARY, "", "", 0, "", "", {}, "")
+        Run(
+            *(Path(name), {}, None if name in unfinished else SUMMARY, "", "", 0, "", "", {}, ""),
+            trains_network=name.startswith("proxylessnas"),
+        )
         for name in dict.fromkeys(frame["run"])
     )
     return Comparison(runs, networks(*found), frame, pd.DataFrame(columns=list(KEPT_COLUMNS)))
@@ -238,17 +241,6 @@ class TestAttainment:
         assert surface.num_runs == 3
         assert "seed 3 lacks 0.5" in surface.note
         assert surface.corners == pytest.approx(np.array([[0.3, 0.7]]))
-
-    def test_trials_of_a_run_attain_together_and_failed_ones_nothing(self):
-        rows = [
-            *trials("amc", 0, [0.6, NAN, 0.5], ratios=[0.4, 0.1, 0.3]),
-            *trials("amc", 1, [0.7, 0.4], ratios=[0.45, 0.35]),
-            *trials("amc", 1, [0.7], budget=0.3),
-        ]
-        found = attainment.trial_surfaces(pd.DataFrame(rows, columns=list(TRIAL_COLUMNS)), percentiles=[75])
-        assert [(surface.budget, surface.num_runs) for surface in found] == [(0.5, 2), (0.3, 1)]
-        assert found[0].corners.tolist() == [[0.35, 0.4], [0.45, 0.6]]
-        assert found[0].stage == "search"
 
 
 def only_surface(rows):

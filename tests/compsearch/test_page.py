@@ -199,6 +199,28 @@ def test_best_so_far_steps_where_a_run_improved(page_comparison: Maker, tmp_path
     assert curve["wall_s"] == [1.0, 5.0, 9.0, 11.0]
 
 
+def test_what_costs_more_than_the_budget_is_not_the_best_so_far(page_comparison: Maker, tmp_path: Path) -> None:
+    comparison = page_comparison()
+    is_third = (comparison.trials["index"] == 2) & (comparison.trials["run"] == comparison.runs[0].name)
+    comparison.trials.loc[is_third, "cost_ratio"] = 2 * comparison.trials["budget"]
+    curve = facet_data(comparison, comparison.facets[0], page=tmp_path / "report.html")["curves"][0]
+    assert curve["trials"] == [1, 5, 6]
+
+
+def test_a_network_timed_on_two_devices_is_one_mark_but_on_the_latency_axes(
+    page_comparison: Maker, tmp_path: Path
+) -> None:
+    comparison = page_comparison()
+    networks = comparison.networks.assign(device="one core", latency_ratio=0.5)
+    comparison = dataclasses.replace(
+        comparison, networks=pd.concat([networks, networks.assign(device="a GPU")], ignore_index=True)
+    )
+    facet = facet_data(comparison, comparison.facets[0], page=tmp_path / "report.html")
+    assert [axis["device"] for axis in facet["axes"]] == ["", "", "one core", "a GPU"]
+    for column in zip(*(row["x"] for row in facet["networks"] if row["stage"] == "before"), strict=True):
+        assert sum(x is not None for x in column) == (networks["stage"] == "before").sum()
+
+
 def test_a_baseline_measured_by_another_run_has_no_policy_of_that_run(page_comparison: Maker, tmp_path: Path) -> None:
     comparison = page_comparison()
     networks = comparison.networks
@@ -252,8 +274,8 @@ def test_cells_sort_by_their_first_number(shown: object, number: float | None) -
 
 
 def test_a_column_is_of_numbers_only_when_all_its_cells_are() -> None:
-    frame = pd.DataFrame({"number": ["1 ± 0.5", None], "mixed": ["1", "one"]})
-    text = PageTable.from_frame("t", frame).to_html()
+    rows = ((Cell("1 ± 0.5"), Cell("1")), (Cell(None), Cell("one")))
+    text = PageTable("t", ("number", "mixed"), rows).to_html()
     assert '<td class="number" data-sort="1.0">1 ± 0.5</td>' in text
     assert '<td class="number empty">–</td>' in text
     assert "<td>1</td>" in text
