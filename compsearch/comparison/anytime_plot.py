@@ -78,7 +78,8 @@ def hypervolume_sentence() -> str:
     """For captions of the hypervolume: what counts towards it."""
     return (
         f"{anytime_sentence()} Hypervolume: of the trials so far that keep to the budget; reference point: the dense "
-        "network's cost, accuracy 0. A search that keeps to one budget adds to it mostly by being accurate there."
+        "network's cost, accuracy 0. It counts cheaper networks too, which a search that stays close to its budget "
+        "never tries: it tells how widely a search looks as much as how well."
     )
 
 
