@@ -199,8 +199,9 @@ def _trials_caption(facet: dict[str, Any]) -> str:
 
 def _anytime_caption() -> str:
     return (
-        "One line per run: the highest accuracy on the search split among its trials so far. A search picks by its own "
-        "objective, which need not be this accuracy."
+        "One line per run, of its trials so far that keep to the budget, on the search split: the highest accuracy, or "
+        "the hypervolume with the dense network's cost and accuracy 0 as reference point, which counts networks below "
+        "the budget too. A search picks by its own objective, which need not be either."
     )
 
 

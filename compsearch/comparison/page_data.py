@@ -15,7 +15,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
-from compsearch.comparison.anytime import BEST_ACCURACY, so_far
+from compsearch.comparison.anytime import QUANTITIES, so_far
 from compsearch.comparison.comparison import Comparison, Run
 from compsearch.comparison.look import Look, looks
 from compsearch.comparison.page_policies import PageSpaces, kept_of, trial_choices
@@ -243,26 +243,32 @@ def _trial_ratios(shown: pd.DataFrame, networks: pd.DataFrame) -> dict[str, pd.S
 
 
 def _curves(trials: pd.DataFrame, index_of: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Per run its best accuracy so far within the budget, on the search split, where it improved and at the end."""
+    """Per run and quantity what it reached so far, within the budget and on the search split.
+
+    Where that changed, and at the end; a list per clock, as long as `values`.
+    """
     found = []
     for name, rows in trials.groupby("run", sort=False):
-        best = so_far(rows, BEST_ACCURACY)
-        if not np.isfinite(best).any():
-            continue
-        corners = np.isfinite(best) & (np.diff(best, prepend=-math.inf) != 0)
-        corners[-1] = True
-        steps = rows[corners]
-        found.append(
-            {
-                "run": index_of[str(name)],
-                "series": rows["series"].iloc[0],
-                "budget": _budget_text(rows["resource"].iloc[0], rows["budget"].iloc[0]),
-                "trials": (steps["index"] + 1).tolist(),
-                "wall_s": _rounded(steps["wall_s"]),
-                "cpu_s": _rounded(steps["cpu_s"]),
-                "best": _rounded(pd.Series(best[corners])),
-            }
-        )
+        for quantity in QUANTITIES:
+            reached = so_far(rows, quantity)
+            is_there = reached > 0  # NaN is not
+            if not is_there.any():
+                continue
+            corners = is_there & (np.diff(reached, prepend=0.0) != 0)
+            corners[-1] = True
+            steps = rows[corners]
+            found.append(
+                {
+                    "run": index_of[str(name)],
+                    "series": rows["series"].iloc[0],
+                    "budget": _budget_text(rows["resource"].iloc[0], rows["budget"].iloc[0]),
+                    "quantity": quantity,
+                    "trials": (steps["index"] + 1).tolist(),
+                    "wall_s": _rounded(steps["wall_s"]),
+                    "cpu_s": _rounded(steps["cpu_s"]),
+                    "values": _rounded(pd.Series(reached[corners])),
+                }
+            )
     return found
 
 

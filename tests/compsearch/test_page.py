@@ -193,10 +193,13 @@ def test_trials_of_unfinished_runs_are_shown_with_their_policy(page_comparison: 
 
 
 def test_best_so_far_steps_where_a_run_improved(page_comparison: Maker, tmp_path: Path) -> None:
-    curve = data_of(page_of(page_comparison(), tmp_path / "report.html"))["curves"][0]
-    assert curve["trials"] == [1, 3, 5, 6]
-    assert curve["best"] == pytest.approx([0.5, 0.54, 0.58, 0.58])
-    assert curve["wall_s"] == [1.0, 5.0, 9.0, 11.0]
+    accuracy, hypervolume = data_of(page_of(page_comparison(), tmp_path / "report.html"))["curves"][:2]
+    for curve in (accuracy, hypervolume):
+        assert curve["trials"] == [1, 3, 5, 6]
+        assert curve["wall_s"] == [1.0, 5.0, 9.0, 11.0]
+    assert accuracy["values"] == pytest.approx([0.5, 0.54, 0.58, 0.58])
+    saved = 1 - 0.98 * 0.3
+    assert hypervolume["values"] == pytest.approx([saved * value for value in accuracy["values"]])
 
 
 def test_what_costs_more_than_the_budget_is_not_the_best_so_far(page_comparison: Maker, tmp_path: Path) -> None:

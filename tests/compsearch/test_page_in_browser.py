@@ -33,6 +33,7 @@ FLAGS = (
 TIMEOUT_S = 30.0
 PARETO = '#facet-0 .plot[data-kind="pareto"]'
 TRIALS = '#facet-0 .plot[data-kind="trials"]'
+ANYTIME = '#facet-0 .plot[data-kind="anytime"]'
 TABLE = TextTable(
     "results",
     ("series", "accuracy"),
@@ -268,6 +269,18 @@ def test_cost_and_stage_are_chosen_by_buttons(page: Page) -> None:
     assert "torch, 1 core" in page.one(f"{PARETO} .device").text
     pressed = f'{PARETO} [data-key="stage"] button[aria-pressed="true"]'
     assert page.texts(pressed) == ["before fine-tuning"]
+
+
+def test_the_hypervolume_so_far_is_chosen_by_a_button_and_told(page: Page) -> None:
+    title = f"return document.querySelector('{ANYTIME} .canvas').layout.annotations[0].text"
+    page.press("hypervolume", ANYTIME)
+    page.wait_for(lambda: page.script(title) == "hypervolume, search split")
+    page.point_at(ANYTIME, "legr")
+    assert f"hypervolume so far\n{0.5 * (1 - 0.98 * 0.3):.3f}" in page.one("#tooltip").text
+    page.press("best accuracy", ANYTIME)
+    page.wait_for(lambda: page.script(title).startswith("best top-1"))
+    page.point_at(ANYTIME, "legr")
+    assert "best so far" in page.one("#tooltip").text
 
 
 def test_a_series_can_be_hidden(page: Page) -> None:

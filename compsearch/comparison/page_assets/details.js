@@ -87,7 +87,9 @@ const Details = (() => {
     }
     const curve = facet.curves[point.index];
     return [
-      ["best so far", `search ${percent(curve.best[point.step])}`],
+      curve.quantity === "hypervolume"
+        ? ["hypervolume so far", curve.values[point.step].toPrecision(4)]
+        : ["best so far", `search ${percent(curve.values[point.step])}`],
       ["after", `${curve.trials[point.step]} trials, ${Math.round(curve.wall_s[point.step])} s`],
       ["budget asked", curve.budget || "none"],
     ];

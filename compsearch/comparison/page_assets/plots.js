@@ -27,7 +27,7 @@
       const budgets = [...new Set(this.facet.curves.map((curve) => curve.budget))];
       const numSeries = (stage) => new Set(this.facet.means.filter((mean) => mean.stage === stage).map((mean) => mean.series)).size;
       const stage = stages.reduce((best, next) => (numSeries(next) >= numSeries(best) ? next : best), stages[0]);
-      this.state = { axis: 0, stage, scale: "auto", budget: budgets[0], against: "trials" };
+      this.state = { axis: 0, stage, scale: "auto", budget: budgets[0], against: "trials", quantity: "best_accuracy" };
       this.figures = {};
       for (const figure of root.querySelectorAll(".plot")) this.figures[figure.dataset.kind] = figure;
       this.addControls(stages, budgets);
@@ -57,6 +57,8 @@
       if (facet.curves.some((curve) => curve.cpu_s.some((seconds) => seconds !== null))) {
         against.push(["cpu_s", "processor seconds"]);
       }
+      const quantities = [["best_accuracy", "best accuracy"], ["hypervolume", "hypervolume"]];
+      add("anytime", "so far", quantities, "quantity");
       add("anytime", "against", against, "against");
       add("anytime", "budget", budgets.map((budget) => [budget, budget || "none"]), "budget");
     }
@@ -273,8 +275,11 @@
       const labels = { trials: "trials", wall_s: "seconds of search, by the clock", cpu_s: "seconds of processors" };
       const drawn = facet.curves
         .map((curve, index) => ({ curve, index }))
-        .filter(({ curve }) => curve.budget === state.budget && !this.hidden.has(curve.series));
-      const scale = accuracyAxis(drawn.flatMap(({ curve }) => curve.best), state.scale);
+        .filter(({ curve }) => curve.quantity === state.quantity && curve.budget === state.budget)
+        .filter(({ curve }) => !this.hidden.has(curve.series));
+      const isAccuracy = state.quantity === "best_accuracy";
+      const values = drawn.flatMap(({ curve }) => curve.values);
+      const scale = isAccuracy ? accuracyAxis(values, state.scale) : { place: (value) => value, layout: {} };
       const traces = drawn.map(({ curve, index }) => {
         const series = facet.series.find((each) => each.name === curve.series);
         return {
@@ -282,14 +287,15 @@
           mode: "lines+markers",
           name: series.name,
           x: curve[state.against],
-          y: curve.best.map(scale.place),
-          customdata: curve.best.map((_, step) => [index, step]),
+          y: curve.values.map(scale.place),
+          customdata: curve.values.map((_, step) => [index, step]),
           line: { shape: "hv", width: 1.6, dash: series.dash, color: visible(series.color, colors.dark) },
           marker: { symbol: series.symbol, size: 4.5 * series.size, color: visible(series.color, colors.dark) },
           hoverinfo: "none",
         };
       });
-      const layout = baseLayout(colors, labels[state.against], `best top-1, search split${scale.note}`);
+      const reached = isAccuracy ? `best top-1, search split${scale.note}` : "hypervolume, search split";
+      const layout = baseLayout(colors, labels[state.against], reached);
       Object.assign(layout.yaxis, scale.layout);
       layout.xaxis.rangemode = "tozero";
       this.render("anytime", traces, layout, (hit) =>
