@@ -100,12 +100,13 @@ class Contestant:
     finished: frozenset[str]
     learned_elsewhere: frozenset[str]
     is_by_trials: bool = True
+    num_members: int = 1  # networks that each run was asked for: the budgets of a family
     note: str = ""
 
     @property
     def is_reference(self) -> bool:
-        """Whether no run came to more than one trial at its budget: a point, not a search that gets better."""
-        return self.is_finished and all(len(_within_budget(run)) <= 1 for run in self.runs)
+        """Whether every run scored one policy per network it was asked for: a point, not a search that gets better."""
+        return self.is_finished and all(len(run) <= self.num_members for run in self.runs)
 
     @property
     def is_finished(self) -> bool:
@@ -165,6 +166,7 @@ def contestants(comparison: Comparison) -> list[Contestant]:
     """
     finished = frozenset(run.name for run in comparison.runs if run.summary is not None)
     trained = frozenset(run.name for run in comparison.runs if run.trains_network)
+    members = {run.name: run.num_members for run in comparison.runs}
     networks = comparison.networks
     elsewhere = frozenset(networks.loc[networks["is_learned_elsewhere"].eq(True), "run"])
     found = []
@@ -172,15 +174,16 @@ def contestants(comparison: Comparison) -> list[Contestant]:
         # Folders of one name, from two machines say, are told apart by nothing: the first one's trials count.
         runs = [of_run.drop_duplicates("index").sort_values("index") for _, of_run in rows.groupby("run", sort=False)]
         notes = []
-        for is_kept, kind in (
-            ([_name(run) in finished for run in runs], "unfinished"),
-            ([_name(run) not in elsewhere for run in runs], "learned at another budget"),
+        for unwanted, kind in (
+            ({run.name for run in comparison.runs} - finished, "unfinished"),
+            (elsewhere, "learned at another budget"),
         ):
-            if any(is_kept) and not all(is_kept):
-                notes.append(f"left out: {counted(is_kept.count(False), 'run', 'runs')} {kind}")
-                runs = [run for run, kept in zip(runs, is_kept, strict=True) if kept]
-            elif not any(is_kept):
+            wanted = [run for run in runs if _name(run) not in unwanted]
+            if not wanted:
                 notes.append(kind)
+            elif len(wanted) < len(runs):
+                notes.append(f"left out: {counted(len(runs) - len(wanted), 'run', 'runs')} {kind}")
+                runs = wanted
         by_seed: dict[int, pd.DataFrame] = {}
         for run in runs:
             by_seed.setdefault(int(run["seed"].iloc[0]), run.reset_index(drop=True))
@@ -190,6 +193,7 @@ def contestants(comparison: Comparison) -> list[Contestant]:
                 runs=tuple(by_seed.values()),
                 finished=finished,
                 learned_elsewhere=elsewhere,
+                num_members=max(members[_name(run)] for run in by_seed.values()),
                 is_by_trials=trained.isdisjoint(map(_name, by_seed.values())),
                 note="; ".join(notes),
             )

@@ -94,6 +94,13 @@ class Run:
         """What the tables call it: no two runs of a comparison have the same."""
         return f"{self.place}/{self.path.name}" if self.place else self.path.name
 
+    @property
+    def num_members(self) -> int:
+        """How many networks it is asked for: one, or a family's."""
+        budget = self.config.get("budget")
+        ratios = budget.get("cost_ratios") if isinstance(budget, Mapping) else None
+        return len(ratios) if isinstance(ratios, list) and ratios else 1
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -70,11 +70,11 @@ def trials(series, seed, accuracies, *, budget=0.5, ratios=None, seconds=None, f
     ]
 
 
-def comparison(rows, *, unfinished=(), found=()):
+def comparison(rows, *, unfinished=(), found=(), config=None):
     frame = pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
     runs = tuple(
         Run(
-            *(Path(name), {}, None if name in unfinished else SUMMARY, "", "", 0, "", "", {}, ""),
+            *(Path(name), config or {}, None if name in unfinished else SUMMARY, "", "", 0, "", "", {}, ""),
             trains_network=name.startswith("proxylessnas"),
         )
         for name in dict.fromkeys(frame["run"])
@@ -323,8 +323,9 @@ class TestAnytimeCurves:
 
     def test_members_of_a_uniform_family_make_it_no_search(self):
         rows = trials("uniform", 0, [0.5, 0.7, 0.8], budget=0.3, ratios=[0.3, 0.5, 0.7])
-        assert anytime_curves(comparison(rows)).empty
-        assert only(anytime_references(comparison(rows), quantities=[BEST_ACCURACY]))["mean"] == 0.5
+        whole = comparison(rows, config={"budget": {"cost_ratios": [0.7, 0.5, 0.3]}})
+        assert anytime_curves(whole).empty
+        assert only(anytime_references(whole, quantities=[BEST_ACCURACY]))["mean"] == 0.5
 
     def test_what_was_learned_elsewhere_is_a_reference_that_says_so(self):
         rows = [*trials("legr", 0, [0.5]), *trials("amc", 0, [0.4, 0.6])]
@@ -338,6 +339,19 @@ class TestAnytimeCurves:
         frame = anytime_curves(comparison(rows, found=found))
         assert curve(frame, "legr") == [(1, 0.4), (2, 0.6)]
         assert "learned at another budget" in frame["note"].iloc[0]
+
+    def test_an_unfinished_run_and_one_that_learned_elsewhere_are_both_left_out(self):
+        rows = [*trials("legr", 0, [0.4, 0.6]), *trials("legr", 1, [0.9]), *trials("legr", 2, [0.8])]
+        found = [network("legr", 1, 0.5, 0.5, is_learned_elsewhere=True)]
+        frame = anytime_curves(comparison(rows, found=found, unfinished={"legr-0.5-2"}))
+        assert curve(frame, "legr") == [(1, 0.4), (2, 0.6)]
+        assert frame["note"].iloc[0] == "left out: 1 run unfinished; left out: 1 run learned at another budget"
+
+    def test_a_search_with_one_trial_within_its_budget_is_still_a_search(self):
+        rows = trials("amc", 0, [0.9, 0.4, 0.8], ratios=[0.6, 0.5, 0.7])
+        whole = comparison(rows)
+        assert anytime_references(whole).empty
+        assert curve(anytime_curves(whole), "amc") == [(2, 0.4), (3, 0.4)]
 
     def test_a_search_that_trains_its_own_network_is_flagged(self):
         rows = [*trials("proxylessnas", 0, [0.4, 0.6]), *trials("amc", 0, [0.4, 0.6])]
