@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from compsearch.comparison.ablation_table import QUANTITIES, TEST_AFTER, TEST_BEFORE
+from compsearch.comparison.ablation_table import PLACE, QUANTITIES, TEST_AFTER, TEST_BEFORE
 from compsearch.comparison.plot_frame import add_title, seeds_text
 from compsearch.comparison.verdicts import budget_text
 from compsearch.report.style import BLACK, BLUE, VERMILION, new_figure, save_both, tidy
@@ -26,11 +26,11 @@ _BAND = "#DDDDDD"
 def ablation_figure(ablation: pd.DataFrame) -> Figure:
     """Test accuracy of every variant, before fine-tuning and, where there is any, after: mean ± standard deviation.
 
-    `ablation` are the rows of `ablation_frame` of one facet, searcher and budget. A dot is filled where the difference
+    `ablation` are the rows of `ablation_frame` of one `PLACE`. A dot is filled where the difference
     to the default, paired by seed, is beyond its spread, hollow where it isn't or one seed can't tell. The default's
     mean is a line, its spread the band around it. Raises ValueError for rows of several places, or without accuracies.
     """
-    places = ablation[["facet", "searcher", "resource", "budget"]].drop_duplicates()
+    places = ablation[list(PLACE)].drop_duplicates()
     told = [quantity for quantity in (TEST_BEFORE, TEST_AFTER) if (ablation["quantity"] == quantity).any()]
     if len(places) != 1 or not told:
         raise ValueError(
@@ -47,9 +47,11 @@ def ablation_figure(ablation: pd.DataFrame) -> Figure:
     panels[0].set_yticks(range(len(variants)), [variant or "default" for variant in variants])
     panels[0].set_ylim(len(variants) - 0.5, -0.5)
     figure.legend(handles=_legend(ablation), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    facet, searcher, resource, budget = places.iloc[0]
+    facet, searcher, beside, resource, budget = places.iloc[0]
     seeds = seeds_text([int(num) for num in ablation.loc[ablation["quantity"].isin(told), "num_seeds"]])
-    add_title(figure, f"{searcher}: {facet}, {budget_text(resource, float(budget))}; {seeds}, test split, read once")
+    place = ", ".join(filter(None, [facet, budget_text(resource, float(budget)), beside]))
+    missing = "" if ablation["is_default"].any() else "no run of the default, so nothing is compared with it"
+    add_title(figure, f"{searcher}: {place}; {seeds}, test split, read once", missing)
     return figure
 
 
@@ -94,13 +96,13 @@ def _legend(rows: pd.DataFrame) -> list[Line2D | Patch]:
             [], [], color=color, marker=marker, markersize=6, markerfacecolor=face, linewidth=1.2, label=label
         )
 
-    entries: list[Line2D | Patch] = []
-    if rows["is_default"].any():
-        entries += [
-            mark("s", BLACK, BLACK, "default, mean ± std over seeds"),
-            Patch(color=_BAND, label="the default's spread"),
-            mark("o", VERMILION, VERMILION, "differs from it by more than the paired spread"),
-        ]
+    if not rows["is_default"].any():
+        return [mark("o", BLUE, "white", "mean ± std over seeds")]
+    entries: list[Line2D | Patch] = [
+        mark("s", BLACK, BLACK, "default, mean ± std over seeds"),
+        Patch(color=_BAND, label="the default's spread"),
+        mark("o", VERMILION, VERMILION, "differs from it by more than the paired spread"),
+    ]
     known = ~rows["is_default"]
     if rows.loc[known, "is_beyond_spread"].ne(True).any():
         entries.append(mark("o", BLUE, "white", "does not, or one seed can't tell"))

@@ -6,6 +6,7 @@ spread is the standard deviation of these differences; a mean within it may be t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,18 +30,18 @@ QUANTITIES: Mapping[str, str] = {
     "search_s": "search",
 }
 DEFAULTS = ("default", "")
+#: What the rows of one table share; `beside` is what was swept beside the variants, "" for nothing.
+PLACE = ("facet", "searcher", "beside", "resource", "budget")
 
 #: One row per variant and quantity; the default's own differences are empty.
 ABLATION_COLUMNS = (
-    "facet",
-    "searcher",
-    "resource",
-    "budget",
+    *PLACE,
     "variant",
     "is_default",
     "quantity",  # test_before | test_after | search | search_s
     "unit",  # accuracy | cpu_s | wall_s
     "num_seeds",
+    "num_repeated",  # further runs of a seed at other settings; the first one counts
     "mean",
     "std",
     "num_pairs",  # seeds that the default has too
@@ -61,16 +62,14 @@ def default_variant(variants: Sequence[str]) -> str | None:
 def ablation_frame(comparison: Comparison) -> pd.DataFrame:
     """`ABLATION_COLUMNS` of every searcher with variants, at every facet and budget; no rows where there are none.
 
-    A variant may be of another searcher, what is left of LeGR without its affine map, say: where just one searcher has
-    a variant ``default``, it stands beside that one's. The default comes first, the variants in the order met. Beside a
-    variant called ``default`` the unnamed runs are left out. Searches whose cost is counted with another run have no
-    seconds.
+    A variant may be of another searcher, what is left of LeGR without its affine map, say: it stands beside the
+    ``default`` of the same list of variants, where just one searcher has that. The default comes first, the variants in
+    the order met. Beside a variant called ``default`` the unnamed runs are left out. Searches whose cost is counted
+    with another run have no seconds.
     """
-    networks = comparison.networks
-    networks = _joined(networks[networks["stage"] != "dense"])
+    networks = _placed(comparison)
     rows: list[dict[str, object]] = []
-    keys = ["facet", "searcher", "resource", "budget"]
-    for places, of_place in networks.groupby(keys, sort=False, dropna=False):
+    for places, of_place in networks.groupby(list(PLACE), sort=False, dropna=False):
         variants = list(dict.fromkeys(map(str, of_place["variant"])))
         if all(variant in DEFAULTS for variant in variants):
             continue
@@ -87,19 +86,32 @@ def ablation_frame(comparison: Comparison) -> pd.DataFrame:
                 own = values[variant][quantity]
                 other = values[default][quantity] if default is not None and variant != default else {}
                 if own:
-                    named = dict(zip(keys, places, strict=True)) | {"variant": variant}
+                    named = dict(zip(PLACE, places, strict=True)) | {"variant": variant}
                     named |= {"is_default": variant == default, "quantity": quantity, "unit": unit}
+                    named["num_repeated"] = _num_repeated(of_place[of_place["variant"] == variant])
                     rows.append(named | _numbers(own, other))
     return columns_in_order(rows, ABLATION_COLUMNS)
 
 
-def _joined(networks: pd.DataFrame) -> pd.DataFrame:
-    """`networks` with variants of searchers that have no default under the one searcher of their facet that has."""
-    with_default = networks[networks["variant"] == "default"].groupby("facet")["searcher"].unique()
-    owners = {facet: searchers[0] for facet, searchers in with_default.items() if len(searchers) == 1}
-    is_variant = ~networks["variant"].isin(DEFAULTS)
-    owner = networks["facet"].map(owners)
-    return networks.assign(searcher=networks["searcher"].where(~is_variant | owner.isna(), owner))
+def _placed(comparison: Comparison) -> pd.DataFrame:
+    """The networks but for dense ones, with `beside`, and variants under the searcher whose default they belong to."""
+    networks = comparison.networks[comparison.networks["stage"] != "dense"]
+    lists = {run.name: json.dumps(run.config.get("variants"), sort_keys=True, default=str) for run in comparison.runs}
+    beside = {run.name: str(run.config.get("swept") or "") for run in comparison.runs}
+    of_list = pd.Series([lists.get(run, "null") for run in networks["run"]], networks.index, dtype=object)
+    defaults = networks[networks["variant"] == "default"].groupby(["facet", of_list])["searcher"].unique()
+    owners = {place: found[0] for place, found in defaults.items() if len(found) == 1}
+    searchers = [
+        searcher if variant in DEFAULTS else owners.get((facet, listed), searcher)
+        for facet, listed, variant, searcher in zip(
+            networks["facet"], of_list, networks["variant"], networks["searcher"], strict=True
+        )
+    ]
+    return networks.assign(searcher=searchers, beside=[beside.get(run, "") for run in networks["run"]])
+
+
+def _num_repeated(rows: pd.DataFrame) -> int:
+    return int(rows[rows["stage"] == "before"].duplicated("seed").sum())
 
 
 def ablation_tables(ablation: pd.DataFrame, comparison: Comparison, *, settings: Sequence[str] = ()) -> list[TextTable]:
@@ -109,9 +121,7 @@ def ablation_tables(ablation: pd.DataFrame, comparison: Comparison, *, settings:
     star.
     """
     tables = []
-    for (facet, searcher, resource, budget), rows in ablation.groupby(
-        ["facet", "searcher", "resource", "budget"], sort=False, dropna=False
-    ):
+    for (facet, searcher, beside, resource, budget), rows in ablation.groupby(list(PLACE), sort=False, dropna=False):
         told = [quantity for quantity in QUANTITIES if (rows["quantity"] == quantity).any()]
         headings = ["variant", *settings, "seeds"]
         for quantity in told:
@@ -128,9 +138,8 @@ def ablation_tables(ablation: pd.DataFrame, comparison: Comparison, *, settings:
                 cells += _quantity_cells(by_quantity.get(quantity))
             is_default = bool(of_variant["is_default"].iloc[0])
             lines.append(tuple(TextCell(cell, is_bold=is_default and not index) for index, cell in enumerate(cells)))
-        caption = (
-            f"{searcher}: {facet}, {budget_text(str(resource), float(budget))}, mean ± standard deviation over seeds"
-        )
+        place_text = ", ".join(filter(None, [str(facet), budget_text(str(resource), float(budget)), str(beside)]))
+        caption = f"{searcher}: {place_text}, mean ± standard deviation over seeds"
         num_labels = 1 + len(settings)
         tables.append(TextTable(caption, tuple(headings), tuple(lines), num_labels=num_labels, notes=_notes(rows)))
     return tables
@@ -199,9 +208,14 @@ def _setting(comparison: Comparison, place: Mapping[str, object], key: str) -> s
 
 
 def _notes(rows: pd.DataFrame) -> tuple[str, ...]:
-    if not rows["is_default"].any():
-        return ("There is no run of the default, so there are no differences.",)
-    return (
+    num_repeated = int(rows.groupby("variant")["num_repeated"].max().sum())
+    notes = [
         "To the default: mean ± standard deviation of the differences on the same seeds, in points or seconds. A star: "
-        "it is more than that spread, which with a few seeds is a hint and no proof.",
-    )
+        "it is more than that spread, which with a few seeds is a hint and no proof."
+        if rows["is_default"].any()
+        else "There is no run of the default, so there are no differences."
+    ]
+    if num_repeated:
+        runs = counted(num_repeated, "further run has", "further runs have")
+        notes.append(f"{runs} the variant and seed of another one at other settings; the first one counts.")
+    return tuple(notes)

@@ -16,7 +16,7 @@ import pandas as pd
 
 from compsearch import atomic
 from compsearch.comparison.ablation_plot import save_ablation
-from compsearch.comparison.ablation_table import ablation_frame, ablation_tables
+from compsearch.comparison.ablation_table import PLACE, ablation_frame, ablation_tables
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.equal_effort import at_equal_seconds, at_equal_trials
 from compsearch.comparison.facets import part
@@ -157,8 +157,7 @@ def _write_plots(comparison: Comparison, folder: Path) -> list[tuple[str, Path, 
         for name, (image, _) in save_plots(comparison, facet, place).items():
             written.append((facet, image, sentences[name]))
     ablation = ablation_frame(comparison)
-    keys = ["facet", "searcher", "resource", "budget"]
-    for number, (place_keys, rows) in enumerate(ablation.groupby(keys, sort=False, dropna=False)):
+    for number, (place_keys, rows) in enumerate(ablation.groupby(list(PLACE), sort=False, dropna=False)):
         image, _ = save_ablation(folder / f"ablation{f'-{number + 1}' if number else ''}.png", rows)
         written.append((str(place_keys[0]), image, "Each variant beside the default, mean and spread over seeds."))
     return written

@@ -128,6 +128,54 @@ class TestFrame:
         assert set(frame.loc[frame["variant"] == "reused", "quantity"]) == {"test_before", "search"}
 
 
+def run_of(name, searcher, variant, **config):
+    return Run(Path(name), config, None, searcher, variant, 0, "net on data", "", {}, "")
+
+
+def test_variants_of_another_searcher_find_their_default_among_several_ablations():
+    of_amc, of_legr = {"default": []}, {"default": [], "affine_off": ["searcher=global_magnitude"]}
+    rows = [
+        network("default", 0, 0.5, run="a"),
+        network("default", 0, 0.6, run="b", searcher="legr"),
+        network("affine_off", 0, 0.4, run="c", searcher="global_magnitude"),
+    ]
+    runs = (
+        run_of("a", "amc", "default", variants=of_amc),
+        run_of("b", "legr", "default", variants=of_legr),
+        run_of("c", "global_magnitude", "affine_off", variants=of_legr),
+    )
+    frame = ablation_frame(comparison(*rows, runs=runs))
+    row = only(frame, variant="affine_off", quantity="test_before")
+    assert (row["searcher"], row["difference"]) == ("legr", pytest.approx(-0.2))
+    assert set(frame["searcher"]) == {"legr"}
+
+
+def test_what_is_swept_beside_the_variants_has_tables_of_its_own():
+    values = {"recover=bn": (0.5, 0.6), "recover=lsq": (0.7, 0.65)}
+    rows, runs = [], []
+    for swept, accuracies in values.items():
+        for variant, accuracy in zip(("default", "raw"), accuracies, strict=True):
+            rows.append(network(variant, 0, accuracy, run=f"{variant}-{swept}"))
+            runs.append(run_of(f"{variant}-{swept}", "amc", variant, swept=swept))
+    whole = comparison(*rows, runs=tuple(runs))
+    frame = ablation_frame(whole)
+    differences = {
+        swept: only(frame, beside=swept, variant="raw", quantity="test_before")["difference"] for swept in values
+    }
+    assert differences == {"recover=bn": pytest.approx(0.1), "recover=lsq": pytest.approx(-0.05)}
+    assert [table.caption.split(", mean")[0] for table in ablation_tables(frame, whole)] == [
+        f"amc: net on data, budget 0.5 of FLOPs (MACs), {swept}" for swept in values
+    ]
+
+
+def test_runs_of_one_variant_and_seed_at_other_settings_are_counted_and_said():
+    whole = comparison(*PAIRED, network("two_path", 0, 0.9, run="longer"))
+    frame = ablation_frame(whole)
+    assert only(frame, variant="two_path", quantity="test_before")["mean"] == pytest.approx(0.63)
+    (table,) = ablation_tables(frame, whole)
+    assert table.notes[1].startswith("1 further run has the variant and seed of another one")
+
+
 class TestTables:
     def test_cells_of_a_variant(self):
         whole = comparison(*PAIRED)
@@ -163,6 +211,11 @@ class TestTables:
 
 
 class TestPlot:
+    def test_without_a_default_nothing_is_compared_and_that_is_said(self):
+        figure = ablation_figure(ablation_frame(comparison(*seeds("recover=bn", [0.5, 0.6]))))
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean ± std over seeds"]
+        assert "no run of the default" in figure.get_suptitle()
+
     def test_a_dot_per_variant_with_its_spread_and_a_line_for_the_default(self):
         (axes,) = ablation_figure(ablation_frame(comparison(*PAIRED))).axes
         bars = [container for container in axes.containers if isinstance(container, ErrorbarContainer)]
