@@ -79,13 +79,18 @@ def budget_figure(comparison: Comparison, facet: str) -> Figure:
     return figure
 
 
-def budget_sentence() -> str:
+def budget_sentence(comparison: Comparison, facet: str) -> str:
     """For captions: how to read it."""
-    return (
-        "Each panel has its own axis. A difference between two searchers that is smaller than their bars may be "
-        "chance. A hollow mark left of the dashed line does worse than uniform pruning before fine-tuning, a filled "
-        "one left of the solid line worse than uniform pruning after it."
-    )
+    found = compressed_networks(comparison.networks[comparison.networks["facet"] == facet])
+    kinds = {"before": "hollow ", "after": "filled "} if found["stage"].nunique() > 1 else {}
+    lines = {"before": "dashed", "after": "solid"}
+    worse = [
+        f"a {kinds.get(stage, '')}mark left of the {lines[stage]} line does worse than uniform pruning {STAGES[stage]}"
+        for stage in STAGES
+        if ((found["series"] == "uniform") & (found["stage"] == stage)).any()
+    ]
+    text = "Each panel has its own axis. A difference between two searchers smaller than their bars may be chance."
+    return f"{text} {', '.join(worse).capitalize()}." if worse else text
 
 
 def _draw(axes: Axes, found: pd.DataFrame, stages: list[str], looks_by_series: Mapping[str, Look]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +17,20 @@ BASELINES = frozenset({"uniform", "random", "global_magnitude"})
 
 @dataclass(frozen=True)
 class Standing:
-    """One series in a contest: test accuracy over seeds, and the mean achieved cost of the budget's resource.
+    """One series in a contest: test accuracy by seed, and the mean achieved cost of the budget's resource.
 
     `cost_ratio` is NaN for a resource that the comparison doesn't tell of.
     """
 
     series: str
     searcher: str
-    accuracy: Estimate
+    accuracies: Mapping[int, float]
     cost_ratio: float
+
+    @property
+    def accuracy(self) -> Estimate:
+        """Over seeds."""
+        return Estimate.of(self.accuracies.values())
 
     @property
     def is_baseline(self) -> bool:
@@ -36,10 +42,12 @@ class Lead:
     """`difference` of two means of accuracy, a fraction, and the `spread` it is held against.
 
     The spread is sqrt(s1² + s2²), of two single seeds; a difference within it may be the seeds'. NaN with one seed.
+    `paired` is the mean difference on the seeds that both have, where one has others too: None where they are the same.
     """
 
     difference: float
     spread: float
+    paired: Estimate | None = None
 
     @property
     def is_beyond_spread(self) -> bool | None:
@@ -59,7 +67,12 @@ class Contest:
 
     def lead(self, one: Standing, other: Standing) -> Lead:
         """Of `one` over `other`."""
-        return Lead(one.accuracy.mean - other.accuracy.mean, joint_spread(one.accuracy, other.accuracy))
+        paired = None
+        if set(one.accuracies) != set(other.accuracies):
+            shared = [seed for seed in one.accuracies if seed in other.accuracies]
+            paired = Estimate.of(one.accuracies[seed] - other.accuracies[seed] for seed in shared)
+        difference = one.accuracy.mean - other.accuracy.mean
+        return Lead(difference, joint_spread(one.accuracy, other.accuracy), paired)
 
     @property
     def best(self) -> Standing:
@@ -88,7 +101,8 @@ def contests(networks: pd.DataFrame) -> list[Contest]:
         for (series, searcher), of_series in rows.groupby(["series", "searcher"], sort=False):
             column = COST_COLUMNS.get(resource)
             ratio = float(of_series[column].mean()) if column else float("nan")
-            standings.append(Standing(series, searcher, Estimate.of(of_series["accuracy_test"]), ratio))
+            accuracies = dict(zip(of_series["seed"], of_series["accuracy_test"], strict=True))
+            standings.append(Standing(series, searcher, accuracies, ratio))
         standings.sort(key=lambda standing: -standing.accuracy.mean)
         found.append(Contest(facet, resource, float(budget), stage, tuple(standings)))
     facets = list(dict.fromkeys((contest.facet, contest.resource) for contest in found))

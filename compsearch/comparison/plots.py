@@ -38,7 +38,7 @@ def plots(comparison: Comparison, facet: str) -> list[Plot]:
     if len(networks):
         found += [
             Plot("pareto-macs", pareto_sentence(), partial(pareto_macs_figure, comparison, facet)),
-            Plot("budgets", budget_sentence(), partial(budget_figure, comparison, facet)),
+            Plot("budgets", budget_sentence(comparison, facet), partial(budget_figure, comparison, facet)),
             Plot("pareto", pareto_sentence(), partial(pareto_figure, comparison, facet)),
         ]
     for stage in ("before", "after"):

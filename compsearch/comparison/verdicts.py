@@ -69,7 +69,8 @@ def _of_baselines(contest: Contest) -> str:
     if baseline is contest.runner_up:
         return f"{_name(baseline)} is a baseline"
     lead = contest.lead(method, baseline)
-    return f"the best baseline, {_name(baseline)}, is {_points(lead.difference)} behind, {_beyond(lead)}"
+    text = f"{_points(lead.difference)} behind, {_beyond(lead)}"
+    return f"the best baseline, {_name(baseline)} with {_result(baseline)}, is {text}"
 
 
 def _name(standing: Standing) -> str:
@@ -98,8 +99,18 @@ def _points(difference: float) -> str:
 
 def _beyond(lead: Lead) -> str:
     if math.isnan(lead.spread):
-        return "which one seed cannot tell from chance"
+        return f"which one seed cannot tell from chance{_paired(lead)}"
     if lead.is_beyond_spread is None:
-        return "which seeds that do not differ at all cannot tell from chance"
+        return f"which seeds that do not differ at all cannot tell from chance{_paired(lead)}"
     spread = f"the seeds' spread of {100 * lead.spread:.2f}"
-    return f"more than {spread}" if lead.is_beyond_spread else f"within {spread}"
+    return f"{'more than' if lead.is_beyond_spread else 'within'} {spread}{_paired(lead)}"
+
+
+def _paired(lead: Lead) -> str:
+    """What the seeds that both have say, where they are not the same."""
+    if lead.paired is None:
+        return ""
+    if not lead.paired.num:
+        return ", on other seeds"
+    shared = counted(lead.paired.num, "seed", "seeds")
+    return f" (not on the same seeds: {100 * lead.paired.mean:+.2f} on the {shared} that both have)"

@@ -18,7 +18,7 @@ from compsearch.comparison.accuracy_axis import is_wide, set_accuracy_axis
 from compsearch.comparison.anytime import HYPERVOLUME
 from compsearch.comparison.anytime_plot import anytime_figure
 from compsearch.comparison.attainment_plot import attainment_figure
-from compsearch.comparison.budget_plot import budget_figure
+from compsearch.comparison.budget_plot import budget_figure, budget_sentence
 from compsearch.comparison.comparison import KEPT_COLUMNS, NETWORK_COLUMNS, TRIAL_COLUMNS, Comparison, Run
 from compsearch.comparison.cost_plot import cost_figure
 from compsearch.comparison.keep_ratio_plot import keep_ratio_figure
@@ -343,6 +343,16 @@ class TestAttainment:
     def test_a_stage_that_nobody_reached_is_refused(self) -> None:
         with pytest.raises(ValueError, match="after fine-tuning"):
             attainment_figure(comparison_of(stages=["before"]), FACET, stage="after")
+
+
+class TestBudgetSentence:
+    def test_it_tells_of_marks_and_lines_that_are_there(self) -> None:
+        both = budget_sentence(WHOLE, FACET)
+        assert "A hollow mark left of the dashed line does worse than uniform pruning before fine-tuning" in both
+        assert "a filled mark left of the solid line does worse than uniform pruning after fine-tuning." in both
+        before = budget_sentence(comparison_of(stages=["before"]), FACET)
+        assert before.endswith("A mark left of the dashed line does worse than uniform pruning before fine-tuning.")
+        assert "line" not in budget_sentence(comparison_of({"amc": (0.8, 0.9, 0.92)}), FACET)
 
 
 class TestAnytime:

@@ -232,7 +232,8 @@ class TestVerdicts:
         assert verdicts(whole) == [
             "net on data, budget 0.5 of FLOPs (MACs), before fine-tuning: amc is ahead with 80.00% ± 1.41 (2 seeds, at "
             "0.499), 10.00 points over legr with 70.00% ± 1.41 (2 seeds, at 0.499), more than the seeds' spread of "
-            "2.00; the best baseline, uniform, is 19.00 points behind, more than the seeds' spread of 2.00."
+            "2.00; the best baseline, uniform with 61.00% ± 1.41 (2 seeds, at 0.499), is 19.00 points behind, more "
+            "than the seeds' spread of 2.00."
         ]
 
     def test_a_lead_within_the_spread_says_so(self):
@@ -240,6 +241,13 @@ class TestVerdicts:
         assert "1.00 points over legr" in sentence
         assert "within the seeds' spread of 10.00" in sentence
         assert "no baseline has been run there" in sentence
+
+    def test_means_over_other_seeds_are_called_so_with_what_shared_seeds_say(self):
+        (sentence,) = verdicts(comparison(network("amc", 0, 0.8), *seeds("uniform", [0.82, 0.7])))
+        assert "4.00 points over uniform" in sentence
+        assert "(not on the same seeds: -2.00 on the 1 seed that both have)" in sentence
+        (sentence,) = verdicts(comparison(network("amc", 3, 0.8), *seeds("uniform", [0.82, 0.7])))
+        assert "cannot tell from chance, on other seeds" in sentence
 
     def test_one_seed_cannot_tell(self):
         (sentence,) = verdicts(comparison(network("amc", 0, 0.8), network("uniform", 0, 0.7)))
