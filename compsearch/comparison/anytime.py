@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from compsearch.comparison.comparison import Comparison
+from compsearch.comparison.comparison import Comparison, Run
 from compsearch.comparison.hypervolume import hypervolume
 from compsearch.comparison.seeds import SERIES_KEYS, columns_in_order
+from compsearch.comparison.settings import difference_labels, flatten
 from compsearch.report.captions import counted
 from compsearch.space import FloatArray
 
@@ -46,6 +47,7 @@ CURVE_COLUMNS = (
     "high",
     "num_seeds",
     "is_by_trials",  # False where the number of trials doesn't tell what the search costs
+    "scored_otherwise",  # as ``recover=bn`` where candidates are repaired before their scores in another way than most
     "note",
 )
 #: One row per series and budget whose searches are of one trial.
@@ -101,6 +103,9 @@ class Contestant:
     learned_elsewhere: frozenset[str]
     is_by_trials: bool = True
     num_members: int = 1  # networks that each run was asked for: the budgets of a family
+    scored_otherwise: str = (
+        ""  # what sets the recovery before its scores apart from most of the facet's, ``recover=bn``
+    )
     note: str = ""
 
     @property
@@ -167,6 +172,7 @@ def contestants(comparison: Comparison) -> list[Contestant]:
     finished = frozenset(run.name for run in comparison.runs if run.summary is not None)
     trained = frozenset(run.name for run in comparison.runs if run.trains_network)
     members = {run.name: run.num_members for run in comparison.runs}
+    otherwise = _scored_otherwise(comparison.runs)
     networks = comparison.networks
     elsewhere = frozenset(networks.loc[networks["is_learned_elsewhere"].eq(True), "run"])
     found = []
@@ -194,10 +200,22 @@ def contestants(comparison: Comparison) -> list[Contestant]:
                 finished=finished,
                 learned_elsewhere=elsewhere,
                 num_members=max(members[_name(run)] for run in by_seed.values()),
+                scored_otherwise="; ".join(filter(None, {otherwise[_name(run)]: None for run in by_seed.values()})),
                 is_by_trials=trained.isdisjoint(map(_name, by_seed.values())),
                 note="; ".join(notes),
             )
         )
+    return found
+
+
+def _scored_otherwise(runs: Sequence[Run]) -> dict[str, str]:
+    """By a run's name, how the recovery before its scores differs from that of most runs of its facet; "" if not."""
+    found: dict[str, str] = {}
+    for facet in dict.fromkeys(run.facet for run in runs):
+        members = [run for run in runs if run.facet == facet]
+        parts = [{key: run.config[key] for key in ("recover", "calibration") if key in run.config} for run in members]
+        labels = difference_labels([flatten(part) for part in parts])
+        found |= {run.name: label for run, label in zip(members, labels, strict=True)}
     return found
 
 
@@ -226,6 +244,7 @@ def anytime_curves(comparison: Comparison, *, quantities: Sequence[str] = QUANTI
         for clock in ("trials", clocks[str(contestant.keys["facet"])]):
             for quantity in quantities:
                 shared = {"quantity": quantity, "clock": clock, "is_by_trials": contestant.is_by_trials}
+                shared["scored_otherwise"] = contestant.scored_otherwise
                 for step in _steps(contestant.progress(clock, quantity)):
                     rows.append({**contestant.keys, **shared, **step, "note": contestant.note})
     return columns_in_order(rows, CURVE_COLUMNS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,15 @@ from compsearch.comparison.accuracy_axis import is_wide, set_accuracy_axis
 from compsearch.comparison.anytime import BEST_ACCURACY, HYPERVOLUME, anytime_curves, anytime_references
 from compsearch.comparison.comparison import Comparison
 from compsearch.comparison.look import SEARCHER_LOOKS, Look, looks
-from compsearch.comparison.plot_frame import add_legend, add_title, budget_title, by_budget, legend_entry, seeds_text
+from compsearch.comparison.plot_frame import (
+    add_legend,
+    add_title,
+    budget_title,
+    by_budget,
+    hollow_entry,
+    legend_entry,
+    seeds_text,
+)
 from compsearch.report.style import new_figure, tidy
 
 #: What seconds are of, by the clock of `anytime`'s tables.
@@ -25,6 +33,7 @@ CLOCKS: Mapping[str, str] = {
 }
 #: The first trials of a search are hardly chosen; from this share of the longest curve on all of it is on the axis.
 _START = 0.1
+_MOST_NAMED = 4
 
 
 def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_ACCURACY) -> Figure:
@@ -60,11 +69,22 @@ def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_A
     untold = sorted(set(curves.loc[curves["is_by_trials"].eq(False), "searcher"]))
     names = ", ".join(SEARCHER_LOOKS[searcher].label for searcher in untold)
     untold_note = f"{names}: against seconds only, as trials are not what it pays with." if untold else ""
+    unlike = curves.loc[curves["scored_otherwise"] != "", "series"]
+    unlike_note = f"Scored after another recovery, so not comparable: {_listed(unlike, looks_by_series)}."
     numbers = {*curves["num_seeds"], *levels["num_seeds"]}
     drawn = {*curves["series"], *levels["series"]}
-    add_legend(figure, [legend_entry(look, look.label) for key, look in looks_by_series.items() if key in drawn])
+    entries = [legend_entry(look, look.label) for key, look in looks_by_series.items() if key in drawn]
+    if levels["is_learned_elsewhere"].eq(True).any():
+        entries.append(hollow_entry("learned at another budget"))
+    add_legend(figure, entries)
     sentence = anytime_sentence() if max(numbers) > 1 else "One seed: no spread is known; level lines: one trial."
-    add_title(figure, f"{facet}, search split: {seeds_text(numbers)}", sentence, untold_note)
+    add_title(
+        figure,
+        f"{facet}, search split: {seeds_text(numbers)}",
+        sentence,
+        untold_note,
+        unlike_note if len(unlike) else "",
+    )
     figure.align_ylabels()
     return figure
 
@@ -81,6 +101,12 @@ def hypervolume_sentence() -> str:
         "network's cost, accuracy 0. It counts cheaper networks too, which a search that stays close to its budget "
         "never tries: it tells how widely a search looks as much as how well."
     )
+
+
+def _listed(series: Iterable[str], looks_by_series: Mapping[str, Look]) -> str:
+    names = [looks_by_series[key].label for key in dict.fromkeys(series)]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{'; '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _of(table: pd.DataFrame, facet: str) -> pd.DataFrame:
@@ -134,6 +160,7 @@ def _draw(axes: Axes, curves: pd.DataFrame, levels: pd.DataFrame, looks_by_serie
                 color=look.color,
                 marker=look.marker,
                 markersize=6 * look.size,
+                markerfacecolor="white" if level.is_learned_elsewhere else look.color,
                 clip_on=False,
                 zorder=zorder,
             )

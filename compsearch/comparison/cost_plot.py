@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from compsearch.comparison.accuracy_axis import is_wide, set_accuracy_axis
@@ -21,12 +20,13 @@ from compsearch.comparison.plot_frame import (
     budget_title,
     by_budget,
     draw_seeds,
+    hollow_entry,
     legend_entry,
     seeds_text,
 )
 from compsearch.comparison.seeds import compressed_networks
 from compsearch.report.captions import counted
-from compsearch.report.style import GREY, new_figure, tidy
+from compsearch.report.style import new_figure, tidy
 
 
 def cost_figure(comparison: Comparison, facet: str) -> Figure:
@@ -64,9 +64,7 @@ def cost_figure(comparison: Comparison, facet: str) -> Figure:
     drawn = set(searches["series"])
     entries = [legend_entry(look, look.label, has_line=False) for key, look in looks_by_series.items() if key in drawn]
     if searches["is_learned_elsewhere"].any():
-        hollow = Line2D([], [], marker="o", markerfacecolor="white", markeredgecolor=GREY, linestyle="")
-        hollow.set_label("learned at another budget, both runs' seconds")
-        entries.append(hollow)
+        entries.append(hollow_entry("learned at another budget, both runs' seconds"))
     add_legend(figure, entries)
     spread = "large marks: mean over seeds, bars: ± one standard deviation, small marks: one seed each"
     missing = f"{counted(num_without, 'network', 'networks')} not shown: the run that learned what it used is not here"

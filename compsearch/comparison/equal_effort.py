@@ -29,6 +29,7 @@ EQUAL_EFFORT_COLUMNS = (
     "low",
     "high",
     "num_seeds",
+    "scored_otherwise",  # as ``recover=bn`` where the accuracy is one after another recovery than most
     "note",
 )
 
@@ -78,13 +79,16 @@ def _row(contestant: Contestant, clock: str, effort: float) -> dict[str, object]
         excuse = "nothing found by then"
     nothing = {"mean": math.nan, "std": math.nan, "low": math.nan, "high": math.nan, "num_seeds": 0}
     reference = "one trial" if contestant.is_reference else ""
+    otherwise = contestant.scored_otherwise
+    scored = f"scored otherwise ({otherwise}): does not compare" if otherwise else ""
     return {
         **contestant.keys,
         "clock": clock,
         "effort": effort,
         "own_total": float(np.mean([run.end for run in runs])),
         **(nothing if excuse else over_seeds(values)),
-        "note": "; ".join(filter(None, dict.fromkeys([excuse, reference, contestant.note]))),
+        "scored_otherwise": contestant.scored_otherwise,
+        "note": "; ".join(filter(None, dict.fromkeys([excuse, reference, scored, contestant.note]))),
     }
 
 

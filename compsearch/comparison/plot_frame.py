@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from compsearch.comparison.look import SEARCHER_LOOKS, Look
 from compsearch.report.captions import balanced, counted
-from compsearch.report.style import RESOURCE_LABELS
+from compsearch.report.style import GREY, RESOURCE_LABELS
 
 #: Inches that an entry of a legend takes beside its label, and a letter of that.
 _HANDLE_WIDTH, _LETTER_WIDTH = 0.75, 0.072
@@ -86,6 +86,11 @@ def legend_entry(look: Look, label: str, *, has_marker: bool = True, has_line: b
         markeredgewidth=0.5,
         label=label,
     )
+
+
+def hollow_entry(label: str) -> Line2D:
+    """What stands for hollow marks, whatever the series."""
+    return Line2D([], [], marker="o", markerfacecolor="white", markeredgecolor=GREY, linestyle="", label=label)
 
 
 def seeds_text(numbers: Collection[int]) -> str:

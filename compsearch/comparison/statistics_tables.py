@@ -99,11 +99,13 @@ def equal_effort_tables(frame: pd.DataFrame) -> list[TextTable]:
             "remarks",
         )
         lines = []
+        alike = rows[rows["scored_otherwise"] == ""]
         for row in rows.sort_values("budget", ascending=False, kind="stable").to_dict("records"):
-            same = rows[rows["budget"].map(budget_label) == budget_label(row["budget"])]
+            same = alike[alike["budget"].map(budget_label) == budget_label(row["budget"])]
             estimate = _estimate(row, "mean", "std", "num_seeds")
             accuracy = mean_and_spread(estimate, scale=100.0)
-            is_best = len(same) > 1 and estimate.num > 0 and row["mean"] >= same["mean"].max()
+            is_one = not row["scored_otherwise"] and len(same) > 1 and estimate.num > 0
+            is_best = is_one and row["mean"] >= same["mean"].max()
             texts = [row["series"], budget_label(row["budget"]), _amount(row["effort"], clock)]
             texts.append(_amount(row["own_total"], clock))
             rest = (str(row["num_seeds"]), row["note"])

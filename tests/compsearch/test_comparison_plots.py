@@ -377,6 +377,16 @@ class TestAnytime:
         assert list(level.get_ydata()) == pytest.approx([0.78, 0.78])
         assert len(axes.collections) == 2  # bands of amc and legr
 
+    def test_a_level_that_was_learned_at_another_budget_has_a_hollow_mark_and_an_entry(self) -> None:
+        whole = comparison_of({"uniform": (0.8,), "amc": (0.9,)})
+        learned = changed(whole, is_learned_elsewhere=whole.networks["series"] == "uniform")
+        for comparison, face in ((whole, SEARCHER_LOOKS["uniform"].color), (learned, "white")):
+            figure = anytime_figure(comparison, FACET)
+            [mark] = [line for line in figure.axes[0].get_lines() if list(line.get_xdata()) == [1.0]]
+            assert same_color(mark.get_markerfacecolor(), face)
+            labels = [text.get_text() for text in figure.legends[0].get_texts()]
+            assert ("learned at another budget" in labels) == (face == "white")
+
     def test_without_processor_seconds_the_clock_counts(self) -> None:
         trials = WHOLE.trials.assign(cpu_s=math.nan)
         figure = anytime_figure(replace(WHOLE, trials=trials), FACET)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from compsearch.comparison.anytime import (
     so_far,
 )
 from compsearch.comparison.comparison import KEPT_COLUMNS, NETWORK_COLUMNS, TRIAL_COLUMNS, Comparison, Run
+from compsearch.comparison.statistics_tables import equal_effort_tables
 from compsearch.summary import NetworkRow, SearchCost, Summary
 
 NAN = float("nan")
@@ -409,6 +411,21 @@ class TestEqualEffort:
         )
         assert set(frame["effort"]) == {2.0}
         assert only(frame, series="evolution")["note"] == "unfinished"
+
+    def test_accuracies_after_another_recovery_are_said_not_to_compare(self):
+        whole = comparison(self.ROWS, config={"recover": {"_target_": "a.Usual"}})
+        runs = tuple(
+            replace(run, config={"recover": {"_target_": "a.Other"}}) if run.name == "amc-0.5-0" else run
+            for run in whole.runs
+        )
+        whole = replace(whole, runs=runs)
+        frame = equal_effort.at_equal_trials(whole)
+        said = "scored otherwise (recover=Other): does not compare"
+        assert [said in note for note in frame["note"]] == [series == "amc" for series in frame["series"]]
+        (table,) = equal_effort_tables(frame)
+        assert {row[0].text for row in table.rows if row[4].is_bold} == {"legr"}
+        curves = anytime_curves(whole)
+        assert set(curves.loc[curves["scored_otherwise"] == "recover=Other", "series"]) == {"amc"}
 
     def test_budgets_have_efforts_of_their_own_those_without_one_too(self):
         rows = [*trials("amc", 0, [0.3, 0.4]), *trials("amc", 0, [0.3] * 5, budget=NAN)]

@@ -403,6 +403,7 @@ class TestStatisticsTables:
 
     def test_equal_effort_marks_the_best_of_each_budget(self):
         columns = {"facet": "f", "resource": "macs", "clock": "trials", "effort": 40.0, "own_total": 100.0, "note": ""}
+        columns["scored_otherwise"] = ""
         numbers = [("amc", 0.3, 0.7), ("legr", 0.3, 0.8), ("amc", 0.5, NAN), ("legr", 0.5, 0.6)]
         frame = pd.DataFrame(
             [
