@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -74,8 +74,8 @@ def divided(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def labelled(overrides: Sequence[str]) -> list[str]:
     """`overrides` with a variant that tells runs apart by what is swept and not in their names.
 
-    Two runs of ``recover=bn,lsq`` would share a folder otherwise. As typed where nothing is missing, where the run's
-    name is given, and where Hydra will find a mistake.
+    Two runs of ``recover=bn,lsq`` would share a folder otherwise. To a ``run_name`` all that is swept is added, unless
+    it says itself what differs. As typed where nothing is missing, and where Hydra will find a mistake.
     """
     try:
         parsed = _parsed(overrides)
@@ -83,18 +83,34 @@ def labelled(overrides: Sequence[str]) -> list[str]:
         return list(overrides)
     keys = [override.get_key_element() for override in parsed]
     swept = [key for key, override in zip(keys, parsed, strict=True) if override.is_sweep_override()]
-    unnamed = [key for key in swept if key not in _NAMED and not key.startswith("hydra")]
-    if not unnamed or "run_name" in keys:
+    swept = [key for key in swept if not key.startswith("hydra")]
+    if "run_name" in keys:
+        name = next(override.value() for override in parsed if override.get_key_element() == "run_name")
+        if not swept or not isinstance(name, str) or "${" in name:
+            return list(overrides)
+        rest = [text for text, key in zip(overrides, keys, strict=True) if key != "run_name"]
+        return [*rest, f'run_name="{name}-{_resolver(swept)}"']
+    unnamed = [key for key in swept if key not in _NAMED]
+    if not unnamed:
         return list(overrides)
-    names = ",".join(f"'{key}'" for key in unnamed)
     field = "swept" if {"variant", "experiment"} & set(keys) else "variant"  # an experiment has variants of its own
-    return [*overrides, f'{field}="${{swept:{names}}}"']
+    return [*overrides, f'{field}="{_resolver(unnamed)}"']
+
+
+def _resolver(keys: Sequence[str]) -> str:
+    names = ",".join(f"'{key}'" for key in keys)
+    return f"${{swept:{names}}}"
 
 
 def swept(*keys: str) -> str:
     """What this job of a sweep has for `keys`, as ``recover=bn,trials=10``. A resolver of the configuration."""
     values = _by_key(_job_overrides())
-    return ",".join(f"{key.rsplit('.', 1)[-1]}={values[key].get_value_element_as_str()}" for key in keys)
+    return ",".join(f"{_label(key)}={values[key].get_value_element_as_str()}" for key in keys)
+
+
+def _label(key: str) -> str:
+    """`key` as a run's name says it: whole, as ``finalist.recover`` is not ``recover``, but for the searcher's own."""
+    return key.rpartition("@")[2].removeprefix("searcher.")
 
 
 def job_overrides(config: DictConfig) -> list[list[str]]:
@@ -167,7 +183,7 @@ def run_job(config: DictConfig) -> None:
     try:
         if twin is not None:
             raise ValueError(f"a run needs a name of its own, but {path.name} is run {twin + 1}'s too; give run_name")
-        values, overrides = varied(config)
+        values, overrides = varied(config, swept=_swept_keys(ledger))
         if not is_alone and composition.takes(values["searcher"], "learned", place="searcher"):
             _await_teachers(ledger, number)
         kind = "found" if (path / SUMMARY_FILE).is_file() else "done"
@@ -189,12 +205,12 @@ def run_job(config: DictConfig) -> None:
         print(f"{outcome_text(outcome)}\n{ledger.read().line(now=time.time())}", flush=True)
 
 
-def varied(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
+def varied(config: DictConfig, *, swept: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The configuration of this run as plain values, its variant's settings among them, and what to type to repeat it.
 
     `variants` in the configuration maps names to lists of overrides, as in conf/experiment/; they come after what was
     typed. What was typed for a group that the variant replaces, and the new one does not know, is left out. Raises
-    ValueError for a variant that is not there.
+    ValueError for a variant that is not there, and for one that would undo what is `swept`.
     """
     parsed = _parsed(_job_overrides())
     own = {name: _quoted(str(config[name])) for name in ("variant", "swept")}  # as it came out, not how
@@ -212,10 +228,26 @@ def varied(config: DictConfig) -> tuple[dict[str, Any], list[str]]:
     if config.variant not in variants:
         raise ValueError(f"`variant` must be one of {', '.join(variants)}, but got {config.variant!r}")
     more = [*variants[config.variant], f"run_name={_quoted(str(config.run_name))}"]
-    return composition.plain(_with_variant(_parsed(overrides), more)), [*folders, *overrides]
+    composed, undone = _with_variant(_parsed(overrides), more)
+    if lost := sorted(set(undone) & set(swept)):
+        raise ValueError(
+            f"a variant must leave what is swept as it is, but variant={config.variant} undoes {', '.join(lost)}; "
+            "sweep it without that variant"
+        )
+    return composition.plain(composed), [*folders, *overrides]
 
 
-def _with_variant(typed: Sequence[Override], more: Sequence[str]) -> DictConfig:
+def _swept_keys(ledger: Ledger) -> frozenset[str]:
+    """The keys that have more than one value among the sweep's jobs."""
+    values: dict[str, set[str]] = {}
+    for overrides in ledger.read().overrides:
+        for key, override in _by_key(overrides).items():
+            values.setdefault(key, set()).add(override.get_value_element_as_str())
+    return frozenset(key for key, found in values.items() if len(found) > 1)
+
+
+def _with_variant(typed: Sequence[Override], more: Sequence[str]) -> tuple[DictConfig, list[str]]:
+    """The configuration of `typed` and then `more`, a variant's, and the keys typed that the variant leaves out."""
     replaced = _by_key(more)
     kept = [override for override in typed if override.get_key_element() not in replaced]
     below = tuple(f"{key}." for key in replaced)
@@ -223,12 +255,16 @@ def _with_variant(typed: Sequence[Override], more: Sequence[str]) -> DictConfig:
     settled = [str(override.input_line) for override in kept if override not in inside]
     known = compose("config", [*settled, *more])
     fitting = []
+    undone = [
+        key for key in (override.get_key_element() for override in typed) if key in replaced and key != "run_name"
+    ]
     for override in inside:
         if OmegaConf.select(known, override.get_key_element().lstrip("+~"), default=_ABSENT) is _ABSENT:
             _logger.info("%s is not among the settings of this variant and left out", override.input_line)
+            undone.append(override.get_key_element())
         else:
             fitting.append(str(override.input_line))
-    return compose("config", [*settled, *fitting, *more]) if fitting else known
+    return (compose("config", [*settled, *fitting, *more]) if fitting else known), undone
 
 
 def _quoted(text: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from compsearch import multirun
 from compsearch.composition import check, compose_config, conf_dir
 from compsearch.multirun import _is_lower, divided, labelled
 
@@ -35,6 +36,18 @@ def test_a_name_that_tells_runs_apart_is_left_alone(overrides: list[str]) -> Non
 def test_what_is_swept_and_not_in_the_name_makes_the_variant() -> None:
     overrides = ["seed=0,1", "recover=bn,lsq", "trials=10", "searcher.state=paper,released"]
     assert labelled(overrides) == [*overrides, "variant=\"${swept:'recover','searcher.state'}\""]
+
+
+def test_all_that_is_swept_is_added_to_a_name_that_was_given() -> None:
+    overrides = ["run_name=mine", "seed=0,1", "recover=bn", "searcher=amc,legr"]
+    assert labelled(overrides) == [*overrides[1:], "run_name=\"mine-${swept:'seed','searcher'}\""]
+
+
+def test_keys_that_end_alike_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["recover=none", "recover@finalist.recover=bn", "pretrain.epochs=3", "searcher.state=paper"]
+    monkeypatch.setattr(multirun, "_job_overrides", lambda: overrides)
+    keys = [text.partition("=")[0] for text in overrides]
+    assert multirun.swept(*keys) == "recover=none,finalist.recover=bn,pretrain.epochs=3,state=paper"
 
 
 @pytest.mark.parametrize("typed", ["experiment=ablation_amc", "variant=mine"])

@@ -124,7 +124,7 @@ def test_a_family_takes_over_what_was_learned_at_its_lowest_budget_or_below(resu
 
 def test_what_is_learned_after_it_matters_for_nothing(results: Path, tmp_path: Path) -> None:
     folder = beside(results, tmp_path)
-    options = ["finetune.lr=0.5", "finalist.num=2", "latency.warmup=2", "recover@finalist.recover=none"]
+    options = ["finetune.lr=0.5", "finalist.repairs=2", "latency.warmup=2"]
     assert run(folder, "second", "budget.cost_ratio=0.5", *options).search_cost.num_trials == 1
 
 
@@ -136,6 +136,8 @@ def test_what_is_learned_after_it_matters_for_nothing(results: Path, tmp_path: P
         ["budget=params", "budget.cost_ratio=0.6"],
         ["budget.cost_ratio=0.6", "seed=1"],
         ["budget.cost_ratio=0.6", "model.build.depth=14"],
+        ["budget.cost_ratio=0.6", "finalist.num=2"],  # which of the finalists is kept is learned too
+        ["budget.cost_ratio=0.6", "recover@finalist.recover=none"],
         ["budget.cost_ratio=0.6", "importance=l1"],
         ["budget.cost_ratio=0.6", "importance.reduction=max"],
         ["budget.cost_ratio=0.6", "recover=none"],

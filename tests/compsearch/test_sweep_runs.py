@@ -127,10 +127,13 @@ def test_an_ablation_runs_its_variants_and_tabulates_them(tmp_path: Path) -> Non
     assert "replay_raw" in table.read_text()
 
 
-def test_a_variant_that_is_not_there_costs_the_others_nothing(tmp_path: Path) -> None:
-    code, out, _ = run(tmp_path, "experiment=ablation_amc", "variant=default,nonsense", "seed=0", "trials=2")
+def test_a_variant_that_is_not_there_or_undoes_what_is_swept_costs_the_others_nothing(tmp_path: Path) -> None:
+    sweep = ["variant=default,nonsense,recover_bn", "recover=bn,none", "seed=0", "trials=2"]
+    code, out, _ = run(tmp_path, "experiment=ablation_amc", *sweep)
     assert code == 1
-    assert "failed: amc-resnet20-digits-macs0.5-nonsense-seed0: `variant` must be one of default," in out
+    assert "6 runs: 2 done, 0 finished before, 4 failed" in out
+    assert "failed: amc-resnet20-digits-macs0.5-nonsense-recover=bn-seed0: `variant` must be one of default," in out
+    assert "must leave what is swept as it is, but variant=recover_bn undoes recover" in out
     assert list((tmp_path / "results").glob("*/report.html")), out
 
 
