@@ -34,6 +34,8 @@ CLOCKS: Mapping[str, str] = {
 #: The first trials of a search are hardly chosen; from this share of the longest curve on all of it is on the axis.
 _START = 0.1
 _MOST_NAMED = 4
+#: More bands than these hide each other.
+_MOST_BANDS = 8
 
 
 def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_ACCURACY) -> Figure:
@@ -53,6 +55,7 @@ def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_A
     figure = new_figure(5.2 * len(clocks), 1.0 + 2.7 * len(rows))
     panels = figure.subplots(len(rows), len(clocks), squeeze=False, sharex="col", sharey="row")
     looks_by_series = looks(comparison)
+    has_bands = curves["series"].nunique() <= _MOST_BANDS
     for row, (resource, budget) in zip(panels, rows, strict=True):
         here, level = (_at(table, resource, budget) for table in (curves, levels))
         values = [*_worth_seeing(here), *level["low"], *level["high"]]
@@ -62,7 +65,7 @@ def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_A
             set_accuracy_axis(row[0], values, label="best top-1 accuracy so far", is_stretched=is_wide(values))
         for axes, clock in zip(row, clocks, strict=True):
             shown = here[(here["clock"] == clock) & (here["is_by_trials"].eq(True) | (clock != "trials"))]
-            _draw(axes, shown, level, looks_by_series)
+            _draw(axes, shown, level, looks_by_series, has_bands=has_bands)
         row[0].set_title(budget_title(resource, budget), fontsize=10, fontweight="bold", loc="left")
     for axes, clock in zip(panels[-1], clocks, strict=True):
         _set_clock_axis(axes, curves[curves["clock"] == clock], clock)
@@ -78,6 +81,8 @@ def anytime_figure(comparison: Comparison, facet: str, *, quantity: str = BEST_A
         entries.append(hollow_entry("learned at another budget"))
     add_legend(figure, entries)
     sentence = anytime_sentence() if max(numbers) > 1 else "One seed: no spread is known; level lines: one trial."
+    if max(numbers) > 1 and not has_bands:
+        sentence = "Line: mean over seeds, too many for their spread to be drawn; level lines: searches of one trial."
     add_title(
         figure,
         f"{facet}, search split: {seeds_text(numbers)}",
@@ -147,7 +152,9 @@ def _set_clock_axis(axes: Axes, curves: pd.DataFrame, clock: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
 
 
-def _draw(axes: Axes, curves: pd.DataFrame, levels: pd.DataFrame, looks_by_series: Mapping[str, Look]) -> None:
+def _draw(
+    axes: Axes, curves: pd.DataFrame, levels: pd.DataFrame, looks_by_series: Mapping[str, Look], *, has_bands: bool
+) -> None:
     tidy(axes)
     for order, (series, look) in enumerate(reversed(list(looks_by_series.items()))):
         zorder = 3 + 0.01 * order
@@ -167,9 +174,9 @@ def _draw(axes: Axes, curves: pd.DataFrame, levels: pd.DataFrame, looks_by_serie
         curve = curves[curves["series"] == series]
         if curve.empty:
             continue
-        axes.fill_between(
-            curve["x"], curve["low"], curve["high"], step="post", color=look.color, alpha=0.15, linewidth=0, zorder=2
-        )
+        if has_bands:
+            x, low, high = (curve[name] for name in ("x", "low", "high"))
+            axes.fill_between(x, low, high, step="post", color=look.color, alpha=0.15, linewidth=0, zorder=2)
         axes.plot(
             curve["x"],
             curve["mean"],

@@ -44,7 +44,8 @@ def attainment_figure(
         for surface in surfaces(networks, costs=[axis.column])
         if surface.stage == stage and surface.device == axis.device and len(surface.corners)
     ]
-    order = list(looks(comparison))
+    looks_by_series = looks(comparison)
+    order = list(looks_by_series)
     pairs = {(each.series, each.resource) for each in found}
     contestants = sorted(pairs, key=lambda pair: (order.index(pair[0]), pair[1]))
     if not contestants:
@@ -59,7 +60,7 @@ def attainment_figure(
     for axes in panels[1:, 0]:
         axes.set_ylabel(panels[0, 0].get_ylabel())
     for axes, (series, resource) in zip(panels.flat, contestants, strict=False):
-        _draw_panel(axes, found, series, resource, looks(comparison), dense)
+        _draw_panel(axes, found, series, resource, looks_by_series, dense)
     costs = [1.0, *(value for each in found for value in each.corners[:, 0])]
     panels[0, 0].set_xlim(min(costs) - 0.05 * (max(costs) - min(costs)), max(costs))
     panels[0, 0].xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -122,7 +123,8 @@ def _draw_panel(
     is_ambiguous = any(other.series == series and other.resource != resource for other in found)
     budget = f", {RESOURCE_LABELS.get(resource, resource)} budget" if is_ambiguous else ""
     axes.set_title(wrapped(look.label + budget), fontsize=9, fontweight="bold", loc="left")
-    axes.set_title(seeds_text({median.num_runs}), fontsize=8, loc="right", color=GREY)
+    seeds = seeds_text({median.num_runs})
+    axes.text(0.98, 0.03, seeds, fontsize=8, color=GREY, zorder=1, ha="right", va="bottom", transform=axes.transAxes)
 
 
 def _band(low: FloatArray, high: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:

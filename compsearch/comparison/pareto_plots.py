@@ -96,12 +96,13 @@ def pareto_figure(comparison: Comparison, facet: str) -> Figure:
     figure = new_figure(max(1.2 + 3.9 * len(columns), 6.5), 1.0 + 3.5 * len(stages))
     panels = figure.subplots(len(stages), len(columns), squeeze=False, sharex="col", sharey="row")
     is_stretched = is_wide(_drawn_accuracies(networks))
+    looks_by_series = looks(comparison)
     for row, stage in zip(panels, stages, strict=True):
         of_stage = networks[networks["stage"].isin([stage, "dense"])]
         set_accuracy_axis(row[0], _drawn_accuracies(of_stage), label=_ACCURACY, is_stretched=is_stretched)
         row[0].set_title(STAGES[stage], fontsize=10, fontweight="bold", loc="left")
         for axes, axis in zip(row, columns, strict=True):
-            _draw(axes, networks, axis, stage, looks(comparison))
+            _draw(axes, networks, axis, stage, looks_by_series)
     for column, axis in enumerate(columns):
         _set_cost_axis(panels[-1, column], networks, axis)
         if axis.device:
@@ -122,8 +123,9 @@ def pareto_macs_figure(comparison: Comparison, facet: str) -> Figure:
     panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
     accuracies = _drawn_accuracies(networks)
     set_accuracy_axis(panels[0], accuracies, label=_ACCURACY, is_stretched=is_wide(accuracies))
+    looks_by_series = looks(comparison)
     for axes, stage in zip(panels, stages, strict=True):
-        _draw(axes, networks, MACS_AXIS, stage, looks(comparison))
+        _draw(axes, networks, MACS_AXIS, stage, looks_by_series)
         _set_cost_axis(axes, networks, MACS_AXIS)
         axes.set_title(STAGES[stage], fontsize=10, fontweight="bold", loc="left")
     _frame(figure, comparison, facet, networks)

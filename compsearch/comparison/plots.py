@@ -58,6 +58,6 @@ def plots(comparison: Comparison, facet: str) -> list[Plot]:
     return found
 
 
-def save_plots(comparison: Comparison, facet: str, folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Writes `plots` as PNG and SVG into `folder`, which must exist; the paths of both by the plot's name."""
-    return {plot.name: save_both(plot.draw(), folder / f"{plot.name}.png") for plot in plots(comparison, facet)}
+def save_plots(comparison: Comparison, facet: str, folder: Path) -> list[tuple[Plot, tuple[Path, Path]]]:
+    """Writes `plots` as PNG and SVG into `folder`, which must exist; each with the paths of both."""
+    return [(plot, save_both(plot.draw(), folder / f"{plot.name}.png")) for plot in plots(comparison, facet)]

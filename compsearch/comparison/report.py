@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from compsearch.comparison.facets import part
 from compsearch.comparison.hypervolume import hypervolumes, reference_sentence
 from compsearch.comparison.page import Picture, write_page
 from compsearch.comparison.page_table import PageTable
-from compsearch.comparison.plots import plots, save_plots
+from compsearch.comparison.plots import save_plots
 from compsearch.comparison.runs import read_comparison
 from compsearch.comparison.statistics_tables import equal_effort_tables, hypervolume_tables
 from compsearch.comparison.tables import search_cost_frame, search_cost_tables, summary_frame, summary_tables
@@ -35,6 +37,8 @@ PAGE_FILE = "report.html"
 #: Tables that the page shows at once; others are opened by a click.
 _SHOWN = ("summary", "ablation", "search_cost")
 TEXT_FILE = "report.md"
+#: What a report has written, so that the next one in its folder leaves nothing of it that is no longer true.
+_MANIFEST = ".report.json"
 _USAGE = "python -m compsearch.report <run folder or folder of runs> ... [output=<folder>]"
 #: Of the bootstrap over seeds; any will do, the same one gives the same intervals.
 _SEED = 0
@@ -89,23 +93,24 @@ def write_report(comparison: Comparison, folder: Path) -> Report:
         raise ValueError(f"a report needs a folder of its own, but {folder} is a run's; give another output=<folder>")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        tables = {name: make(comparison) for name, make in _TABLES.items()}
+        tables = {name: _made(name, comparison) for name in _TABLES}
         files = _write_tables(comparison, tables, folder)
-        images = _write_plots(comparison, folder)
+        images = _write_plots(comparison, tables["ablation"].frame, folder)
         sentences = tuple(verdicts(comparison))
         page_tables = [
             PageTable.from_text(table, facet=facet, is_folded=name not in _SHOWN)
             for name, made in tables.items()
-            for facet in comparison.facets
-            for table in made.texts(facet)
+            for facet, texts in made.texts.items()
+            for table in texts
         ]
         pictures = [Picture(facet, image.stem, sentence, image.read_bytes()) for facet, image, sentence in images]
         title = " · ".join(comparison.facets)
         page = folder / PAGE_FILE
         write_page(page, comparison, tables=page_tables, sentences=sentences, title=title, pictures=pictures)
         _write_text(comparison, tables, sentences, images, folder)
-    first = (folder / PAGE_FILE, folder / TEXT_FILE)
-    return Report(folder, comparison, sentences, (*first, *files, *(image for _, image, _ in images)))
+        written = (page, folder / TEXT_FILE, *files, *(image for _, image, _ in images))
+        _remove_earlier(folder, [*written, *(image.with_suffix(".svg") for _, image, _ in images)])
+    return Report(folder, comparison, sentences, written)
 
 
 @dataclass(frozen=True)
@@ -113,26 +118,29 @@ class _Table:
     """A table as numbers and, by facet, as people read it."""
 
     frame: pd.DataFrame
-    to_texts: Callable[[pd.DataFrame], list[TextTable]]
-
-    def texts(self, facet: str) -> list[TextTable]:
-        rows = self.frame[self.frame["facet"] == facet]
-        return self.to_texts(rows) if len(rows) else []
+    texts: Mapping[str, Sequence[TextTable]]
 
 
-def _ablation(comparison: Comparison) -> _Table:
-    return _Table(ablation_frame(comparison), lambda frame: ablation_tables(frame, comparison))
+def _made(name: str, comparison: Comparison) -> _Table:
+    to_frame, to_texts = _TABLES[name]
+    frame = to_frame(comparison)
+    parts = {facet: frame[frame["facet"] == facet] for facet in comparison.facets}
+    return _Table(frame, {facet: to_texts(part, comparison) if len(part) else [] for facet, part in parts.items()})
 
 
-_TABLES: dict[str, Callable[[Comparison], _Table]] = {
-    "summary": lambda comparison: _Table(summary_frame(comparison), summary_tables),
-    "ablation": _ablation,
-    "hypervolume": lambda comparison: _Table(
-        hypervolumes(comparison.networks, rng=np.random.default_rng(_SEED)), hypervolume_tables
+_ToFrame = Callable[[Comparison], pd.DataFrame]
+_ToTexts = Callable[[pd.DataFrame, Comparison], list[TextTable]]
+#: By the files' name, what makes the numbers, and what makes tables for people of one facet's.
+_TABLES: Mapping[str, tuple[_ToFrame, _ToTexts]] = {
+    "summary": (summary_frame, lambda frame, _: summary_tables(frame)),
+    "ablation": (ablation_frame, ablation_tables),
+    "hypervolume": (
+        lambda comparison: hypervolumes(comparison.networks, rng=np.random.default_rng(_SEED)),
+        lambda frame, _: hypervolume_tables(frame),
     ),
-    "equal_trials": lambda comparison: _Table(at_equal_trials(comparison), equal_effort_tables),
-    "equal_seconds": lambda comparison: _Table(at_equal_seconds(comparison), equal_effort_tables),
-    "search_cost": lambda comparison: _Table(search_cost_frame(comparison), search_cost_tables),
+    "equal_trials": (at_equal_trials, lambda frame, _: equal_effort_tables(frame)),
+    "equal_seconds": (at_equal_seconds, lambda frame, _: equal_effort_tables(frame)),
+    "search_cost": (search_cost_frame, lambda frame, _: search_cost_tables(frame)),
 }
 
 
@@ -142,21 +150,18 @@ def _write_tables(comparison: Comparison, tables: dict[str, _Table], folder: Pat
     for name, table in tables.items():
         if len(table.frame):
             write_csv(folder / f"{name}.csv", table.frame)
-            texts = [text for facet in comparison.facets for text in table.texts(facet)]
+            texts = [text for of_facet in table.texts.values() for text in of_facet]
             files += [folder / f"{name}.csv", *write_texts(folder / name, texts)]
     return files
 
 
-def _write_plots(comparison: Comparison, folder: Path) -> list[tuple[str, Path, str]]:
-    """The plots of every facet: (facet, PNG, sentence); the SVG lies beside each."""
+def _write_plots(comparison: Comparison, ablation: pd.DataFrame, folder: Path) -> list[tuple[str, Path, str]]:
+    """The plots of every facet, and of the `ablation`: (facet, PNG, sentence); the SVG lies beside each."""
     written = []
     for facet in comparison.facets:
         place = folder if len(comparison.facets) == 1 else folder / _slug(facet)
         place.mkdir(exist_ok=True)
-        sentences = {plot.name: plot.sentence for plot in plots(comparison, facet)}
-        for name, (image, _) in save_plots(comparison, facet, place).items():
-            written.append((facet, image, sentences[name]))
-    ablation = ablation_frame(comparison)
+        written += [(facet, image, plot.sentence) for plot, (image, _) in save_plots(comparison, facet, place)]
     for number, (place_keys, rows) in enumerate(ablation.groupby(list(PLACE), sort=False, dropna=False)):
         image, _ = save_ablation(folder / f"ablation{f'-{number + 1}' if number else ''}.png", rows)
         written.append((str(place_keys[0]), image, "Each variant beside the default, mean and spread over seeds."))
@@ -178,9 +183,21 @@ def _write_text(
             if of_facet == facet:
                 lines += [f"![{image.stem}]({image.relative_to(folder)})", "", escape_markdown(sentence), ""]
         for made in tables.values():
-            lines += [text for table in made.texts(facet) for text in (to_markdown(table), "")]
+            lines += [text for table in made.texts[facet] for text in (to_markdown(table), "")]
     lines += ["", escape_markdown(reference_sentence()), ""]
     atomic.write_text(folder / TEXT_FILE, "\n".join(lines))
+
+
+def _remove_earlier(folder: Path, written: Sequence[Path]) -> None:
+    """Removes what an earlier report left in `folder` and this one has not `written` again, and nothing else."""
+    manifest = folder / _MANIFEST
+    names = [str(path.relative_to(folder)) for path in written]
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        for name in json.loads(manifest.read_text()):
+            file = folder / name
+            if name not in names and file.resolve().is_relative_to(folder.resolve()):
+                file.unlink(missing_ok=True)
+    atomic.write_text(manifest, json.dumps(names, indent=0))
 
 
 def _beside(comparison: Comparison) -> Path:

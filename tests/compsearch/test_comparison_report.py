@@ -53,6 +53,17 @@ def test_the_written_report_shows_every_picture_and_says_the_reference_point(res
     assert "cost_ratio 1" in text
 
 
+def test_a_report_leaves_nothing_of_an_earlier_one_in_its_folder_but_what_others_put_there(results: Path) -> None:
+    folder = results / "mine"
+    first = write_report(read_comparison([results]), folder)
+    (folder / "notes.md").write_text("mine")
+    (results / "amc0" / "trials.jsonl").unlink()
+    second = write_report(read_comparison([results / "amc0"]), folder)
+    there = {path for path in folder.rglob("*") if path.suffix in {".png", ".csv", ".md", ".tex", ".html"}}
+    assert set(first.files) - set(second.files)
+    assert there == {*second.files, folder / "notes.md"}
+
+
 def test_networks_csv_has_a_row_per_network(results: Path) -> None:
     report = write_report(read_comparison([results]), results / "mine")
     networks = pd.read_csv(report.folder / "networks.csv")
