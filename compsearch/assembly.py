@@ -11,6 +11,7 @@ from typing import Any
 from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
 from compsearch.composition import check, make, offers, takes
 from compsearch.importance import LayerImportance
+from compsearch.inputs import check_inputs
 from compsearch.protocols import CostModel, Evaluator, Once, Searcher, Workbench
 from compsearch.space import SearchSpace
 from compsearch.summary import StoredSize
@@ -92,6 +93,7 @@ def assemble(
     available["calibration"] = make(config["calibration"], train, place="calibration")
     more = {**config["calibration"], "num_images": config["finalist"]["calibration_images"]}
     final_calibration = make(more, train, place="finalist.calibration_images")
+    check_inputs(config, once, model=available["model"], splits=splits, calibration=final_calibration)
     available["importance"] = make(config["importance"], available, place="importance")
     available["learned"] = learned
     available["split"] = splits.search

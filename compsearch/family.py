@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from compsearch.budget import Budget
 from compsearch.measuring import measured, network_row
 from compsearch.protocols import FamilySearcher
 from compsearch.recorder import Recorder
-from compsearch.run_folder import RunFolder
+from compsearch.run_folder import RunFolder, RunFolderError
 from compsearch.space import Policy
 from compsearch.summary import FamilyMember
 from compsearch.trial import Trial
@@ -109,8 +110,14 @@ def _member(
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Weights that a run wrote, on the CPU."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Weights that a run wrote, on the CPU. Raises RunFolderError for a file that is not whole."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise RunFolderError(
+            f"{path} must hold a run's weights, but can't be read ({type(error).__name__}); bring it back, or delete "
+            "its folder to run it again"
+        ) from error
     return state
 
 

@@ -32,6 +32,7 @@ from compsearch.family import (
     family_trials,
     load_state,
 )
+from compsearch.inputs import check_weights_file
 from compsearch.loading import MODEL_FILE, NETWORK_FILE, POLICY_FILE
 from compsearch.measuring import measured, network_row
 from compsearch.recorder import Recorder
@@ -39,7 +40,7 @@ from compsearch.report.pareto import uniform_verdict
 from compsearch.report.run_plots import PLOT_FILES, Drawn, draw_run, network_points, recovery_name
 from compsearch.report.table import summary_table
 from compsearch.reuse import LEARNED_FILE, learned_beside, lowest_ratio
-from compsearch.run_folder import OVERRIDES_FILE, SUMMARY_FILE, RunFolder
+from compsearch.run_folder import OVERRIDES_FILE, SUMMARY_FILE, RunFolder, RunFolderError
 from compsearch.space import Policy, SearchSpace
 from compsearch.stages import run_stages
 from compsearch.summary import Latency, NetworkRow, SearchCost, Summary
@@ -88,6 +89,7 @@ def run(
     with RunFolder(path, config, ignore=irrelevant(config)) as folder:
         if overrides is not None and not (path / OVERRIDES_FILE).exists():
             folder.write_text(OVERRIDES_FILE, yaml.safe_dump(list(overrides), width=1000))
+        check_weights_file(config, folder)
         summary = _finished(folder)
         if summary is None:
             if config["stages"] is None:
@@ -124,8 +126,28 @@ def inspect(config: Mapping[str, Any]) -> str:
 
 
 def _finished(folder: RunFolder) -> Summary | None:
+    """The summary of a finished run, whose files are all there; those that can be written again are."""
     found = folder.result("summary")
-    return None if found is None else Summary.from_json(found)
+    if found is None:
+        return None
+    chosen = folder.result("finalist")
+    for name, content in ((SUMMARY_FILE, found), (POLICY_FILE, chosen and chosen["policy"])):
+        if content and not _is_json(folder.path / name):
+            _logger.info("%s is missing or damaged, and written again", folder.path / name)
+            folder.write_json(name, content)
+    if chosen is not None and not (folder.path / MODEL_FILE).is_file():
+        raise RunFolderError(
+            f"a finished run must have its files, but {folder.path / MODEL_FILE} is missing; bring it back, or delete "
+            "the folder to run it again"
+        )
+    return Summary.from_json(found)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return isinstance(json.loads(path.read_bytes()), dict)
+    except (OSError, ValueError):
+        return False
 
 
 def _learned(config: Mapping[str, Any], folder: RunFolder, reuse: bool) -> dict[str, Any]:
@@ -292,6 +314,7 @@ def _summary(
             f"nothing was learned here: {learned['run']} did, at cost_ratio {learned['cost_ratio']:g}, and its search "
             "is not counted above"
         )
+    notes.extend(_finetuning_notes(rows))
     notes.extend(parts.workbench.notes)
     notes.extend(filter(None, (getattr(model, "note", "") for model in parts.cost_models.values())))
     notes.extend(f"energy of a batch, {name}: {reading}" for name, reading in report["energies"].items())
@@ -331,6 +354,18 @@ def _summary(
         groups={group.name: group.size for group in parts.space.groups},
         family=family_rows(parts, members, report["networks"], latencies),
     )
+
+
+def _finetuning_notes(rows: Sequence[NetworkRow]) -> list[str]:
+    """What to do where fine-tuning did harm, judged without the test split."""
+    accuracies = {row.name: row.accuracy_search for row in rows}
+    before, after = accuracies.get("compressed"), accuracies.get("fine-tuned")
+    if before is None or after is None or after >= before:
+        return []
+    return [
+        f"fine-tuning lowered the search split's accuracy from {before:.2%} to {after:.2%}: try a smaller finetune.lr "
+        f"or finetune.epochs=0; {RECOVERED_FILE} has the weights before it"
+    ]
 
 
 def _budget_notes(

@@ -28,13 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from compsearch import composition, job
-from compsearch.run_folder import SUMMARY_FILE, is_in_use
+from compsearch.run_folder import ERROR_FILE, SUMMARY_FILE, is_in_use
 from compsearch.runner import Interrupted
 from compsearch.sweep import ENVIRONMENT, Ledger, Outcome, Watcher, outcome_text, result_text
 
 #: What a user can mend, and gets one line about.
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
-ERROR_FILE = "error.log"
 _ABSENT = object()
 _POLL_S = 1.0
 _START_PATIENCE_S = 60.0

@@ -27,11 +27,14 @@ from compsearch import atomic
 CONFIG_FILE = "config.yaml"
 STAGES_FILE = "stages.json"
 OVERRIDES_FILE = "overrides.yaml"
+ERROR_FILE = "error.log"
 _GLANCE_S = 0.05
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
 _MISSING = "(not set)"
+#: Settings that an error names; the rest are counted.
+_MOST_NAMED = 6
 
 
 class RunFolderError(ValueError):
@@ -44,7 +47,7 @@ class RunFolder:
     Entering creates the folder, locks it and writes `config` as config.yaml, or compares `config` with the one that is
     there. `config` is plain values (what YAML can say). `ignore` names dotted keys, each with everything below it,
     that may differ from what the run was begun with because no result depends on them; config.yaml keeps its first
-    content.
+    content. As long as nothing has come of a run, another config takes the place of its first.
 
     The lock is the operating system's and ends with the process, however that ends: ``kill -9`` leaves nothing to
     clean up.
@@ -69,9 +72,12 @@ class RunFolder:
             with disk_errors(self.path):
                 for leftover in self.path.glob(atomic.TEMPORARY_PATTERN):
                     leftover.unlink()
-                if (self.path / CONFIG_FILE).exists():
+                if self._has_begun():
                     self._refuse_another_config()
                 else:
+                    # What was typed before may have been what kept it from beginning.
+                    for name in (OVERRIDES_FILE, STAGES_FILE):
+                        (self.path / name).unlink(missing_ok=True)
                     atomic.write_text(self.path / CONFIG_FILE, self._config_text)
         except BaseException:
             self.close()
@@ -149,6 +155,14 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise RunFolderError(f"{path} must be readable JSON, but {error}; delete it to redo its stages") from error
 
+    def _has_begun(self) -> bool:
+        """Whether anything has come of the config that is there, so that it must not change."""
+        names = {entry.name for entry in self.path.iterdir()}
+        idle = {CONFIG_FILE, OVERRIDES_FILE, ERROR_FILE}
+        if STAGES_FILE in names and not any(self._stages().values()):
+            idle.add(STAGES_FILE)
+        return CONFIG_FILE in names and any(not _precedes_config(name) and name not in idle for name in names)
+
     def _refuse_foreign_content(self) -> None:
         names = [entry.name for entry in self.path.iterdir()]
         foreign = [name for name in names if not _precedes_config(name)]
@@ -161,8 +175,10 @@ class RunFolder:
     def _refuse_another_config(self) -> None:
         differing = differing_keys(read_config(self.path), yaml.safe_load(self._config_text), ignore=self._ignore)
         if differing:
+            more = f" and {len(differing) - _MOST_NAMED} more" if len(differing) > _MOST_NAMED else ""
             raise RunFolderError(
-                f"a run is resumed under its own config, but {self.path} was begun with {', '.join(differing)}; "
+                f"a run is resumed under its own config, but {self.path} was begun with "
+                f"{', '.join(differing[:_MOST_NAMED])}{more}; "
                 "give another run_name, or delete that folder to start over"
             )
 

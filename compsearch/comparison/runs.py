@@ -198,10 +198,10 @@ def _version_remarks(files: Sequence[RunFiles]) -> list[str]:
     older = [found.path for found in files if known - set(found.config)]
     if not older:
         return []
-    verb = "is" if len(older) == 1 else "are"
+    verb = "doesn't" if len(older) == 1 else "don't"
     return [
-        f"{len(older)} of {counted(len(files), 'run', 'runs')} {verb} of earlier versions: settings they don't have "
-        f"are taken to be as in the others: {_names(older)}"
+        f"{len(older)} of {counted(len(files), 'run', 'runs')} {verb} have every setting of the others (of another "
+        f"version, say); what is not there is taken to be as in the others: {_names(older)}"
     ]
 
 

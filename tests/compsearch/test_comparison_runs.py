@@ -267,7 +267,7 @@ def test_runs_of_earlier_versions_are_read_and_named(run_folders: SimpleNamespac
     (path / "summary.json").write_text(json.dumps(summary))
     comparison = read_comparison([run_folders.root])
     assert labels(comparison) == {"new": "amc", "old": "amc"}
-    assert remark(comparison, "earlier versions").endswith("as in the others: old")
+    assert remark(comparison, "every setting of the others").endswith("as in the others: old")
     assert math.isnan(comparison.networks.query("run == 'old'")["cpu_s"].iloc[0])
 
 

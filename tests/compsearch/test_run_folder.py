@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compsearch import atomic
-from compsearch.run_folder import RunFolder, RunFolderError
+from compsearch.run_folder import RunFolder, RunFolderError, read_config
 
 CONFIG = {"seed": 0, "budget": {"cost_ratio": 0.5}, "device": "auto"}
 HOLD = """
@@ -41,8 +41,8 @@ def test_a_stage_that_fails_is_not_finished(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_naming_key_and_values(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run", CONFIG):
-        pass
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.finish("dense", {"accuracy": 0.9})
     other = {**CONFIG, "budget": {"cost_ratio": 0.7}}
     with (
         pytest.raises(RunFolderError, match=r"budget.cost_ratio=0.5 \(now 0.7\)"),
@@ -52,10 +52,30 @@ def test_another_configuration_is_refused_naming_key_and_values(tmp_path: Path) 
 
 
 def test_settings_that_no_result_depends_on_may_differ(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "run", CONFIG, ignore=("device",)):
-        pass
+    with RunFolder(tmp_path / "run", CONFIG, ignore=("device",)) as folder:
+        folder.finish("dense", {"accuracy": 0.9})
     with RunFolder(tmp_path / "run", {**CONFIG, "device": "cpu"}, ignore=("device",)) as folder:
         assert "auto" in (folder.path / "config.yaml").read_text()
+
+
+def test_a_run_of_which_nothing_has_come_takes_another_configuration(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.write_text("overrides.yaml", "[seed=0]")
+        folder.finish("learned", {})
+    with RunFolder(tmp_path / "run", {**CONFIG, "seed": 1}) as folder:
+        assert read_config(folder.path)["seed"] == 1
+        assert folder.result("learned") is None
+        assert not (folder.path / "overrides.yaml").exists()
+
+
+def test_many_settings_that_differ_are_counted(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", {f"k{i}": 0 for i in range(9)}) as folder:
+        folder.finish("dense", {"accuracy": 0.9})
+    with (
+        pytest.raises(RunFolderError, match=r"k5=0 \(now 1\) and 3 more; give"),
+        RunFolder(tmp_path / "run", {f"k{i}": 1 for i in range(9)}),
+    ):
+        pass
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
