@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -50,20 +50,26 @@ def compress(
 
     Several budgets make a family: one search at the lowest, whose network is the result, and a network for each.
 
-    `train`, `test` and optionally `search` are datasets, loaders or (images, labels) of ready float images; the search
-    split is carved out of `train` when it isn't given. `overrides` are the command line's, such as
-    ``["searcher.num_steps=50", "finetune.epochs=0"]``. `folder` keeps the run, and resumes one that was interrupted;
-    without it nothing is left behind. `model` is not changed. Raises ValueError for what the caller can mend.
+    `model` is a torch.nn.Module from a batch of images to logits [B, num_classes]; it is not changed. `train`, `test`
+    and optionally `search` are datasets, lists of (image, label), loaders or (images, labels), of float images
+    [C, H, W] normalised as `model` needs them, labels from 0; the search split is carved out of `train` when it isn't
+    given. `overrides` are the command line's, such as ``["searcher.num_steps=50", "finetune.epochs=0"]``. `folder`
+    keeps the run, and resumes one that was interrupted; without it nothing is left behind. Raises ValueError for what
+    the caller can mend.
     """
-    limits = f"budget.cost_ratio={budget}" if isinstance(budget, int | float) else f"budget.cost_ratios={list(budget)}"
-    options = [f"searcher={searcher}", f"budget={resource}", limits, "dataset=given"]
+    is_list = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not is_list or not all(isinstance(override, str) for override in overrides):
+        raise ValueError(f'`overrides` must be a list of strings, as ["finetune.epochs=1"], but got {overrides!r}')
+    options = [f"searcher={searcher}", f"budget={resource}", _limits(budget), "dataset=given"]
     config = compose_config([*options, "model=given", "run_name=compress", *overrides])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(folder) if folder is not None else Path(scratch) / "run"
         with RunFolder(path, config, ignore=job.irrelevant(config)) as run_folder:
             given = {"train": train, "test": test, "search": search, "seed": config["seed"]}
             splits = make(config["dataset"]["build"], given, place="dataset.build")
-            parts = assemble(config, splits=splits, model=copy.deepcopy(model).eval(), once=run_folder.once)
+            in_hand = {"model": model, "splits": splits}
+            dense = make({"_target_": "backends.given_data.network_of"}, in_hand, place="model")
+            parts = assemble(config, splits=splits, model=dense, once=run_folder.once)
             summary = job.summary_of(config, run_folder, parts)
             policy, module = job.result(run_folder, parts)
             family = job.family_result(run_folder, parts)
@@ -71,3 +77,12 @@ def compress(
     for network in (module, *family.values()):
         network.train(model.training)
     return Compressed(module=module, policy=policy, trials=trials, summary=summary, family=family)
+
+
+def _limits(budget: object) -> str:
+    """The override that asks for `budget`."""
+    if isinstance(budget, Real):
+        return f"budget.cost_ratio={float(budget)}"
+    if isinstance(budget, Sequence) and all(isinstance(ratio, Real) for ratio in budget):
+        return f"budget.cost_ratios={[float(ratio) for ratio in budget]}"
+    raise ValueError(f"`budget` must be a number or a list of numbers, each a cost_ratio, but got {budget!r}")

@@ -27,6 +27,11 @@ class Small(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class Dictionary(Small):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": super().forward(x)}
+
+
 def images(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_images) % 3
@@ -73,9 +78,9 @@ def test_datasets_and_loaders_do_as_well_as_tensors() -> None:
     options = [*OPTIONS, "finetune.epochs=0"]
     policies = [
         compsearch.compress(model, train=train, test=images(30, 1), searcher="random", overrides=options).policy
-        for train in (dataset, loader)
+        for train in (dataset, loader, list(dataset))
     ]
-    assert policies[0] == policies[1]
+    assert policies[0] == policies[1] == policies[2]
 
 
 @pytest.mark.parametrize(
@@ -85,12 +90,25 @@ def test_datasets_and_loaders_do_as_well_as_tensors() -> None:
         ({"searcher": "nothing"}, "searcher/nothing"),
         ({"train": iter([])}, "`train` must be a dataset"),
         ({"train": (torch.zeros(4, 1, 8, 8), torch.zeros(4))}, "one integer label per image"),
+        ({"train": (images(40, 0)[0], images(39, 0)[1])}, "one integer label per image"),
+        ({"train": (images(40, 0)[0], torch.arange(40) % 7)}, "number of the network's outputs, 3, but `train` has 6"),
+        ({"test": (images(40, 0)[0], torch.arange(40) % 3 - 1)}, "labels must count from 0, but `test` has -1"),
+        ({"train": (images(40, 0)[0].to(torch.uint8), images(40, 0)[1])}, "but `train` gives torch.uint8"),
+        ({"model": Dictionary()}, "`model` must return logits [B, num_classes], but returned a dict"),
+        ({"model": Small().eval().forward}, "`model` must be a torch.nn.Module"),
+        ({"budget": None}, "`budget` must be a number or a list of numbers, each a cost_ratio, but got None"),
+        ({"budget": "0.5"}, "`budget` must be a number or a list of numbers, each a cost_ratio, but got '0.5'"),
+        ({"budget": [0.5, None]}, "each a cost_ratio, but got [0.5, None]"),
+        ({"budget": []}, "`budget.cost_ratios` must be distinct and at least one"),
+        ({"overrides": "finetune.epochs=1"}, "`overrides` must be a list of strings"),
+        ({"overrides": [1]}, "`overrides` must be a list of strings"),
+        ({"overrides": None}, "`overrides` must be a list of strings"),
     ],
 )
 def test_bad_arguments_are_one_line(changes: dict[str, object], message: str) -> None:
     given = {"train": images(120, 0), "test": images(30, 1), "searcher": "random", "overrides": OPTIONS}
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        compsearch.compress(Small().eval(), **{**given, **changes})
+        compsearch.compress(**{"model": Small().eval(), **given, **changes})
     assert "\n" not in str(caught.value)
 
 
@@ -99,7 +117,7 @@ def test_the_readmes_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     [example] = [block for block in blocks if "compsearch.compress(" in block]
     assert len(example.strip().splitlines()) <= 12
     torch.manual_seed(0)
-    scope = {"network": Small().eval(), "train_set": images(120, 0), "test_set": images(30, 1)}
+    scope = {"model": Small().eval(), "train_set": images(120, 0), "test_set": images(30, 1)}
     exec(example, scope)
 
 
