@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from processes import ROOT, Command
 
-ROOT = Path(__file__).resolve().parents[2]
 FAST = [
     "model.build.depth=8",
     "model.weights=random",
@@ -24,27 +24,26 @@ FAST = [
 ]
 
 
-def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(folder / "cache")}
-    environment.pop("HYDRA_FULL_ERROR", None)
+def start(folder: Path, *arguments: str) -> Command:
     commands = [text for text in arguments if text == "inspect"]
     rest = [text for text in arguments if text != "inspect"]
-    command = [sys.executable, "-m", "compsearch", *commands, *FAST, *rest]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    return Command(folder, [*commands, *FAST, *rest])
 
 
-def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+def run(folder: Path, *arguments: str) -> tuple[int | None, str, str]:
     process = start(folder, *arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return process.returncode, out, err
+
+
+def run_anew(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """The same in an interpreter of its own, as launchers of processes need it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-m", "compsearch", *FAST, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_a_broken_run_is_reported_the_rest_go_on_and_the_same_command_runs_only_it_again(tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_ctrl_c_ends_the_whole_sweep(tmp_path: Path) -> None:
 def test_parallel_runs_share_one_ranking_as_runs_in_turn_do(tmp_path: Path, launcher: list[str]) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs the extra `joblib`")
     sweep = ["-m", "searcher=legr", "trials=4", "budget.cost_ratio=0.4,0.5"]
-    code, out, err = run(tmp_path, *sweep, *launcher)
+    code, out, err = run_anew(tmp_path, *sweep, *launcher)
     assert code == 0, err
     assert "2 runs: 2 done" in out
     learned = json.loads((tmp_path / "results/legr-resnet20-digits-macs0.5-seed0/learned.json").read_text())
@@ -111,7 +110,7 @@ def test_parallel_runs_share_one_ranking_as_runs_in_turn_do(tmp_path: Path, laun
 @pytest.mark.slow
 def test_a_sweep_runs_through_submitit(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra `submitit`")
-    code, out, err = run(tmp_path, "-m", "searcher=uniform", "seed=0,1", "hydra/launcher=submitit_local")
+    code, out, err = run_anew(tmp_path, "-m", "searcher=uniform", "seed=0,1", "hydra/launcher=submitit_local")
     assert code == 0, err
     assert "2 runs: 2 done" in out
 
