@@ -143,15 +143,15 @@ def imagefolder(
 
     `in_memory` None holds sets of up to 2 GiB decoded in memory and streams larger ones. `RandomResizedCrop` needs the
     files' own resolution, so it always streams. Raises ValueError, naming the folder or file, when a folder is missing
-    or has no classes, a class is empty or known to the test split only, or an image doesn't decode.
+    or has no classes, a class is empty or in one split only, or an image doesn't decode.
     """
     folder = Path(root)
     has_test = (folder / "test").is_dir() or not (folder / "val").is_dir()
     tree = scan(folder, "train", "test" if has_test else "val")
     if in_memory and isinstance(augmentation, RandomResizedCrop):
         raise ValueError(
-            "dataset.in_memory=true must go with ShiftFlip augmentation, but got RandomResizedCrop, which needs the "
-            "files; set dataset.in_memory=false or change dataset.augmentation"
+            "dataset.build.in_memory=true must go with ShiftFlip augmentation, but got RandomResizedCrop, which needs "
+            "the files; set dataset.build.in_memory=false or change dataset.build.augmentation"
         )
     if in_memory is None:
         num_bytes = (len(tree.train_paths) + len(tree.test_paths)) * 3 * image_size**2
@@ -172,7 +172,7 @@ def imagefolder(
 def _resized(images: Tensor, size: int) -> Tensor:
     """[N, C, H, W] of any type in 0..255 -> uint8 [N, C, size, size], bilinear."""
     if size < 1:
-        raise ValueError(f"`dataset.image_size >= 1` must hold, but got image_size={size}")
+        raise ValueError(f"`dataset.build.image_size >= 1` must hold, but got image_size={size}")
     if images.shape[-2:] != (size, size):
         images = F.interpolate(images.to(torch.float32), (size, size), mode="bilinear", antialias=True)
     return images.round().to(torch.uint8) if images.is_floating_point() else images
@@ -201,7 +201,7 @@ def _read_cifar(dataset: type[torchvision.datasets.CIFAR10], root: str, download
         except (RuntimeError, EOFError) as error:
             raise ValueError(
                 f"{dataset.__name__} must be in {folder}, but its files are missing or damaged there; "
-                f"set dataset.download=true, or unpack {dataset.filename} into {root}"
+                f"set dataset.build.download=true, or unpack {dataset.filename} into {root}"
             ) from error
         parts.append((torch.from_numpy(loaded.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(loaded.targets)))
     return _Cifar(*parts[0], *parts[1], tuple(loaded.classes))

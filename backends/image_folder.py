@@ -27,16 +27,20 @@ class ImageTree:
 def scan(root: Path, train_name: str, test_name: str) -> ImageTree:
     """The images of ``root/{train_name,test_name}/<class>/``, subfolders and links included, hidden files not.
 
-    Raises ValueError, naming the folder, when one is missing or empty or a class is known to the test split only.
+    Raises ValueError, naming the folder, when one is missing or empty, or one has a class that the other has not.
     """
     train, test = _classes(root, train_name, test_name), _classes(root, test_name, train_name)
     class_names = tuple(train)
-    for name in test:
-        if name not in train:
-            raise ValueError(
-                f"every class of {root / test_name} must be in {root / train_name}, but {name!r} is not; "
-                "add its training images or remove the folder"
-            )
+    lacking = [
+        f"{root / name} has no {', '.join(sorted(missing))}"
+        for name, missing in ((train_name, test.keys() - train.keys()), (test_name, train.keys() - test.keys()))
+        if missing
+    ]
+    if lacking:
+        raise ValueError(
+            f"{train_name} and {test_name} must have the same classes, but {' and '.join(lacking)}; add their images, "
+            "or remove these classes from both"
+        )
     label = {name: index for index, name in enumerate(class_names)}
     (train_paths, train_labels), (test_paths, test_labels) = (
         (
@@ -53,8 +57,8 @@ def _classes(root: Path, name: str, other: str) -> dict[str, list[Path]]:
     folder = root / name
     if not folder.is_dir():
         raise ValueError(
-            f"dataset.root must hold {name}/<class>/ and {other}/<class>/, but there is no folder {folder}; "
-            "put the images there or set dataset.root"
+            f"dataset.build.root must hold {name}/<class>/ and {other}/<class>/, but there is no folder {folder}; "
+            "put the images there or set dataset.build.root"
         )
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
@@ -72,7 +76,7 @@ def _classes(root: Path, name: str, other: str) -> dict[str, list[Path]]:
         if not files:
             raise ValueError(
                 f"a class folder must hold images ({', '.join(sorted(IMAGE_SUFFIXES))}), but {path} has none; "
-                "fill it or remove it"
+                f"fill it, or remove {path.name} from {name} and {other}"
             )
         tree[path.name] = sorted(files)
     return tree

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from compsearch import composition, exporting, job, multirun
 from compsearch.comparison.report import compare, run_command
@@ -22,12 +24,21 @@ _LATENCY_RUN_NAME = (
     "latency-${model.name}-${dataset.name}-${runtime_label:${runtime}}"
     "-batch${latency.batch_size}-threads${latency.threads}"
 )
+_COMMANDS = ("inspect", "latency", "export", "report")
+_HELP = """python -m compsearch [command] [key=value ...]
+
+Without a command it searches: once, or with -m for each of several values, as in -m seed=0,1 searcher=amc,legr
+  inspect              shows what can be pruned in the network, and what not and why
+  latency              measures the network's latency, and how it is predicted, without a search
+  export <run folder>  writes the network of a finished run as a file for other runtimes
+  report <folders>     compares the runs in folders
+"""
 
 
 def main() -> None:
     """Runs the command in `sys.argv`; exits 0, 1 with one line on stderr, or 130 when interrupted."""
     command = "search"
-    if len(sys.argv) > 1 and sys.argv[1] in ("inspect", "latency", "export", "report"):
+    if len(sys.argv) > 1 and sys.argv[1] in _COMMANDS:
         command = sys.argv.pop(1)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR", "") not in ("", "0")
     # With its own reporting off, Hydra hands exceptions on, and the user gets one line rather than a page.
@@ -54,9 +65,23 @@ def main() -> None:
         sys.exit(1)
 
 
+def _words() -> tuple[list[str], list[str]]:
+    """What was typed after the command: Hydra's options, and the settings. Raises ValueError for anything else."""
+    options, overrides = multirun.divided(sys.argv[1:])
+    for text in overrides:
+        if "=" not in text and not text.startswith("~"):  # ~key takes a setting away
+            raise ValueError(
+                f"a setting must be key=value, but got {text!r}; the commands, which come first, are "
+                f"{', '.join(_COMMANDS)}, and --help shows the settings"
+            )
+    if {"--help", "-h"} & set(options):
+        overrides.append(f'hydra.help.header="{_HELP}"')
+    return options, overrides
+
+
 def _look(command: str) -> None:
     """The commands ``inspect`` and ``latency``, which search nothing."""
-    options, overrides = multirun.divided(sys.argv[1:])
+    options, overrides = _words()
     # What it measures; both can still be set, as what is typed comes later.
     before = ["budget=latency", f"run_name='{_LATENCY_RUN_NAME}'"] if command == "latency" else []
     is_sweep = bool({"-m", "--multirun"} & set(options))
@@ -68,7 +93,7 @@ def _look(command: str) -> None:
 
 def _search(*, wants_traceback: bool) -> None:
     """One run, or a sweep of many, which ends with their comparison; exits with 1 when a run of a sweep is missing."""
-    options, overrides = multirun.divided(sys.argv[1:])
+    options, overrides = _words()
     sys.argv[1:] = [*options, *multirun.labelled(overrides)]
     os.environ.pop(ENVIRONMENT, None)
     failure: Exception | None = None
@@ -86,8 +111,10 @@ def _search(*, wants_traceback: bool) -> None:
     if status.num_finished:
         print(f"\n{compare(status.runs)}", flush=True)
     if failure is not None:
+        is_mistyped = isinstance(failure, HydraException | OmegaConfBaseException)
+        way_out = "mend the command, as the same one ends here again" if is_mistyped else "the same command goes on"
         reason = composition.one_line(failure)
-        print(f"compsearch: error: the sweep ended early, and the same command goes on: {reason}", file=sys.stderr)
+        print(f"compsearch: error: the sweep ended early; {way_out}: {reason}", file=sys.stderr)
     if failure is not None or status.num_finished < status.total:
         sys.exit(1)
 

@@ -6,6 +6,7 @@ are arguments, and collaborators (the space, the evaluator, …) arrive by the n
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
 import pkgutil
@@ -23,14 +24,23 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
 
 from compsearch.collaborators import collaborate
-from compsearch.schema import Config, ExportConfig
+from compsearch.schema import LEAST, Config, ExportConfig, unknown_setting
 
 HYDRA_VERSION_BASE = "1.3"
 #: Characters of a variant in a run's name, which must stay below 255 bytes.
 _LONGEST_LABEL = 100
+#: What a missing value is to be, by the last part of its key.
+_EXAMPLES = {"_target_": "package.module.Class", "root": "<folder>"}
+#: How messages name settings: `finetune.epochs`, budget.cost_ratio=0.5.
+_SETTING = re.compile(rf"\b(?:{'|'.join(field.name for field in dataclasses.fields(Config))})(?:\.\w|=)")
 
 
 def conf_dir() -> Path:
@@ -110,12 +120,28 @@ def _check_number(value: object) -> None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration resolved, as plain dicts and lists. Raises ValueError when a value is missing."""
+    """The configuration resolved, as plain dicts and lists.
+
+    Raises ValueError for a value that is missing, a setting that is unknown and a number below the least.
+    """
     try:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ValueError(one_line(error)) from error
-    return typing.cast(dict[str, Any], values)
+    settings = typing.cast(dict[str, Any], values)
+    _check_settings(settings, OmegaConf.get_type(config))
+    return settings
+
+
+def _check_settings(settings: Mapping[str, Any], schema: type[Any] | None) -> None:
+    if schema in (Config, ExportConfig):
+        known = {field.name for field in dataclasses.fields(schema)}
+        for key in settings:
+            if key not in known:  # a + on the command line gets any key past Hydra
+                raise ValueError(unknown_setting(key, schema))
+    for key, least in LEAST.items():
+        if settings.get(key, least) < least:
+            raise ValueError(f"`{key} >= {least}` must hold, but got {key}={settings[key]}")
 
 
 def compose_config(overrides: Sequence[str], *, name: str = "config") -> dict[str, Any]:
@@ -136,7 +162,13 @@ def compose_config(overrides: Sequence[str], *, name: str = "config") -> dict[st
 
 
 def one_line(error: BaseException) -> str:
-    """A configuration error's message with its cause, on one line."""
+    """An error's message on one line; Hydra's with its cause, and where it can be said, with the way out."""
+    cause = error.__cause__
+    if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
+        return _missing_value(error)
+    is_refused = str(error).startswith("Could not override")  # and Hydra would advise to add it with a +
+    if is_refused and isinstance(cause, ConfigAttributeError) and cause.object_type in (Config, ExportConfig):
+        return unknown_setting(str(cause.key), cause.object_type)
     lines = [line.strip() for line in str(error).splitlines()]
     kept = []
     for line in lines:
@@ -145,18 +177,26 @@ def one_line(error: BaseException) -> str:
         if line:
             kept.append(line)
     text = " ".join(kept).replace(": Available", ". Available")
-    cause = error.__cause__
-    if cause is not None and not isinstance(error, OmegaConfBaseException) and str(cause):
+    if isinstance(error, HydraException) and str(cause or ""):
         first = str(cause).splitlines()[0]
         text = text if first in text else f"{text}: {first}"
     return text or type(error).__name__
+
+
+def _missing_value(error: MissingMandatoryValue | InterpolationToMissingValueError) -> str:
+    # An interpolation's own key is of what asks for the value; the message ends in the key that is asked for.
+    asked_for = error.full_key if isinstance(error, MissingMandatoryValue) else str(error).splitlines()[0].split()[-1]
+    key = str(asked_for)
+    example = _EXAMPLES.get(key.rpartition(".")[2], "<value>")
+    return f"`{key}` must be set, but has no value; add {key}={example}"
 
 
 def make(node: Any, available: Mapping[str, Any], *, place: str = "") -> Any:
     """Builds what a configuration node names; nodes inside it first. Other values pass through.
 
     `available` maps collaborator names to objects; those the target's signature names are passed. Raises ValueError
-    for a target that can't be imported, an argument it doesn't take, and a value of another type than it declares.
+    for a target that can't be imported, an argument it doesn't take, and a value of another type than it declares. To
+    a ValueError of the target's that names no setting, `place` is added.
     """
     if isinstance(node, list):
         return [make(item, available, place=f"{place}[{index}]") for index, item in enumerate(node)]
@@ -169,7 +209,18 @@ def make(node: Any, available: Mapping[str, Any], *, place: str = "") -> Any:
     target = _target(path, place)
     _check_arguments(target, values, place)
     factory = partial(target, **values)
-    return factory(**collaborate(factory, available))
+    try:
+        return factory(**collaborate(factory, available))
+    except ValueError as error:
+        if type(error) is not ValueError or not place or _names_setting(str(error), place):
+            raise
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _names_setting(text: str, place: str) -> bool:
+    """Whether a message about what is at `place` names it or any setting."""
+    top = re.split(r"[.\[]", place)[0]
+    return _SETTING.search(text) is not None or re.search(rf"\b{re.escape(top)}\b", text) is not None
 
 
 def check(node: Any, *, place: str = "") -> None:

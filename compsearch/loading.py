@@ -51,9 +51,16 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = No
 
 
 def member_of(path: Path, cost_ratio: float | None) -> tuple[Policy, str]:
-    """The policy of a member, and the file of its weights."""
+    """The policy of a member, and the file of its weights. Raises ValueError for a member that is not there."""
     if cost_ratio is None:
         return Policy.from_json(json.loads((path / POLICY_FILE).read_text())), MODEL_FILE
+    if (path / MODEL_FILE).is_file() and not (path / FAMILY_FILE).is_file():
+        own = read_config(path)["budget"]["cost_ratio"]
+        which = "" if own is None else f", at cost_ratio {own:g}"
+        raise ValueError(
+            f"`cost_ratio` must pick a member of a family, but {path} is a run of one network{which}; leave "
+            "cost_ratio out"
+        )
     members = json.loads((path / FAMILY_FILE).read_text())["members"]
     for member in members:
         if f"{member['cost_ratio']:g}" == f"{cost_ratio:g}":

@@ -6,10 +6,13 @@ class's own signature when it is built.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import difflib
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MISSING: Any = "???"
+#: The least that a number may be, where it takes long until what needs it is built.
+LEAST = {"seed": 0, "trials": 1}
 
 
 @dataclass
@@ -115,3 +118,13 @@ class ExportConfig:
     num_images: int = MISSING
     onnx: Any = MISSING
     program: Any = MISSING
+
+
+def unknown_setting(key: str, schema: type[Any]) -> str:
+    """Says that `schema` has no `key`, and which of its keys is the nearest, or all where none is near."""
+    names = [each.name for each in fields(schema)]
+    if schema is Config:
+        names.append("experiment")  # a choice of several settings, and none itself
+    near = difflib.get_close_matches(key, names, n=1)
+    way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return f"a setting must be known, but {key!r} is not; {way_out}"

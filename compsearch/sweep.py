@@ -148,7 +148,10 @@ class Status:
         lines = [f"{self.total} runs: {', '.join([*parts, *([f'{missing} not reached'] if missing else [])])}"]
         lines += [f"  failed: {Path(outcome.run).name}: {outcome.text}" for outcome in self.of_kind("failed")]
         if failed:
-            lines.append("the same command runs again what failed, and nothing else")
+            lines.append(
+                "the same command runs again what failed, and nothing else; what a wrong setting broke fails again "
+                "until that is mended"
+            )
         return "\n".join(lines)
 
 

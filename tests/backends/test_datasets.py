@@ -96,7 +96,7 @@ class TestCifar:
         ("load", "base"), [(datasets.cifar10, "cifar-10-batches-py"), (datasets.cifar100, "cifar-100-python")]
     )
     def test_a_missing_folder_is_one_line_that_names_it_and_the_way_out(self, tmp_path, load, base):
-        with pytest.raises(ValueError, match=r"dataset\.download=true, or unpack cifar-10") as error:
+        with pytest.raises(ValueError, match=r"dataset\.build\.download=true, or unpack cifar-10") as error:
             self.load(load, tmp_path)
         assert str(tmp_path / base) in str(error.value)
         assert_one_line(error)
@@ -220,7 +220,7 @@ class TestImageFolder:
         make_folder(tmp_path)
         (tmp_path / missing).rename(tmp_path / "elsewhere")
         with pytest.raises(
-            ValueError, match=f"there is no folder {tmp_path}/{missing}; put the images there or set"
+            ValueError, match=f"no folder {tmp_path}/{missing}; put the images there or set dataset.build.root$"
         ) as e:
             load_folder(tmp_path)
         assert_one_line(e)
@@ -236,14 +236,25 @@ class TestImageFolder:
         make_folder(tmp_path)
         (tmp_path / "train" / "emu").mkdir()
         (tmp_path / "train" / "emu" / "notes.txt").write_text("no image")
-        with pytest.raises(ValueError, match=f"but {tmp_path}/train/emu has none; fill it or remove it") as error:
+        with pytest.raises(
+            ValueError, match=f"but {tmp_path}/train/emu has none; fill it, or remove emu from train and"
+        ) as error:
             load_folder(tmp_path)
         assert_one_line(error)
 
-    def test_a_class_known_to_test_only_is_named(self, tmp_path):
+    @pytest.mark.parametrize(("split", "other"), [("train", "test"), ("test", "train")])
+    def test_a_class_known_to_one_split_only_is_named(self, tmp_path, split, other):
+        make_folder(tmp_path)
+        (tmp_path / split / "dog").rename(tmp_path / "elsewhere")
+        with pytest.raises(ValueError, match=f"have the same classes, but {tmp_path}/{split} has no dog; add") as error:
+            load_folder(tmp_path)
+        assert_one_line(error)
+        assert f"{tmp_path}/{other} has" not in str(error.value)
+
+    def test_classes_under_two_names_are_both_named(self, tmp_path):
         make_folder(tmp_path)
         (tmp_path / "test" / "cat").rename(tmp_path / "test" / "emu")
-        with pytest.raises(ValueError, match=f"every class of {tmp_path}/test must be in .*, but 'emu' is not"):
+        with pytest.raises(ValueError, match=f"{tmp_path}/train has no emu and {tmp_path}/test has no cat; add"):
             load_folder(tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"not an image", "cut short"])

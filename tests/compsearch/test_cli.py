@@ -1,4 +1,4 @@
-"""The command line as a user meets it, in a process of its own."""
+"""The command line as a user meets it, nearly always in a process of its own."""
 
 import json
 import os
@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
+
+from compsearch import cli
+from compsearch.sweep import ENVIRONMENT, Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = [
@@ -171,6 +175,56 @@ def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path, arguments: list[s
     last = err.strip().splitlines()[-1]
     assert last.startswith("compsearch: error: ")
     assert all(word in last for word in words), last
+
+
+@pytest.mark.parametrize("arguments", [["insepct"], ["inspect", "help"], ["-m", "seed=0,1", "latncy"]])
+def test_a_word_that_is_no_setting_is_refused_with_the_commands(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr(sys, "argv", ["compsearch", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"key=value, but got {arguments[-1]!r}; " in line
+    assert "inspect, latency, export, report" in line
+
+
+@pytest.mark.parametrize(
+    ("failure", "way_out"),
+    [
+        (HydraException("Could not find 'searcher/nope'"), "mend the command, as the same one ends here again"),
+        (OSError("a worker was killed"), "the same command goes on"),
+    ],
+)
+def test_a_sweep_that_ended_early_says_whether_the_same_command_helps(
+    failure: Exception,
+    way_out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def broken(command: str) -> None:
+        monkeypatch.setenv(ENVIRONMENT, str(Ledger.create(tmp_path, overrides=[["seed=0"]]).path))
+        raise failure
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setenv(ENVIRONMENT, "")
+    monkeypatch.setattr(cli, "_run", broken)
+    monkeypatch.setattr(sys, "argv", ["compsearch", "-m", "seed=0"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f"compsearch: error: the sweep ended early; {way_out}: {failure}"
+
+
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    code, out, err = run(tmp_path, "inspect", "--help")
+    assert code == 0, err
+    assert all(f"\n  {command} " in out for command in ("inspect", "latency", "export", "report"))
+    assert "searcher: amc, " in out
 
 
 def test_a_folder_of_another_configuration_is_refused_naming_the_keys(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from compsearch.composition import check, compose_config, conf_dir, make, one_line
 
@@ -55,6 +58,30 @@ def test_a_target_that_cannot_be_imported_is_named(target: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def refuse(text: str) -> None:
+    raise ValueError(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("`epochs >= 0` must hold", "finetune: `epochs >= 0` must hold"),
+        ("`finetune.epochs >= 0` must hold", "`finetune.epochs >= 0` must hold"),
+        ("the dataset must be there; set dataset.build.root", "the dataset must be there; set dataset.build.root"),
+    ],
+)
+def test_a_refusal_that_names_no_setting_gets_its_place(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        make({"_target_": f"{__name__}.refuse", "text": text}, {}, place="finetune")
+    assert str(caught.value) == message
+
+
+def test_a_recipe_that_is_refused_is_named() -> None:
+    recipe = compose_config(["run_name=test", "finetune.epochs=-1"])["finetune"]
+    with pytest.raises(ValueError, match=r"^finetune: `epochs >= 0` must hold for a recipe, but got epochs=-1$"):
+        make(recipe, {}, place="finetune")
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes_and_its_arguments_exist(group: str, choice: str) -> None:
     extra = {
@@ -81,7 +108,16 @@ def test_torchvision_names_are_models(name: str) -> None:
     ("override", "words"),
     [
         ("seed=abc", ["seed", "Integer"]),
-        ("sead=1", ["sead"]),
+        ("sead=1", ["'sead' is not; did you mean seed?"]),
+        ("+trails=5", ["'trails' is not; did you mean trials?"]),
+        ("trails=5", ["'trails' is not; did you mean trials?"]),
+        ("experimnt=ablation", ["did you mean experiment?"]),
+        ("zzz=1", ["'zzz' is not; there are searcher, supernet"]),
+        ("seed=-1", ["`seed >= 0` must hold, but got seed=-1"]),
+        ("trials=0", ["`trials >= 1` must hold, but got trials=0"]),
+        ("dataset=imagefolder", ["add dataset.build.root=<folder>"]),
+        ("model=custom", ["add model.build._target_=package.module.Class"]),
+        ("model=torchvision", ["add model.name=<value>"]),
         ("searcher.num_stepz=1", ["num_stepz"]),
         ("searcher=nothing", ["searcher/nothing", "amc", "random", "uniform"]),
         ("model=resnet51", ["model/resnet51", "resnet50"]),
@@ -94,7 +130,27 @@ def test_a_bad_override_is_one_line_that_names_it(override: str, words: list[str
         compose_config([override, "run_name=test"])
     line = one_line(caught.value)
     assert "\n" not in line
+    assert "use +" not in line or "." in override, line
     assert all(word in line for word in words), line
+
+
+def test_an_unknown_setting_of_an_export_is_compared_with_those_of_exports() -> None:
+    with pytest.raises(ValueError, match=r"'formt' is not; did you mean format\?$"):
+        compose_config(["formt=onnx"], name="export")
+
+
+def test_a_value_asked_for_by_another_and_missing_is_named() -> None:
+    config = OmegaConf.create({"model": {"name": "???"}, "run_name": "${model.name}"})
+    with pytest.raises(OmegaConfBaseException) as caught:
+        _ = config.run_name
+    assert one_line(caught.value) == "`model.name` must be set, but has no value; add model.name=<value>"
+
+
+def test_a_cause_is_added_to_messages_of_hydra_only() -> None:
+    own, hydra = ValueError("an image must decode"), HydraException("Error merging")
+    own.__cause__ = hydra.__cause__ = OSError("cannot identify image file")
+    assert one_line(own) == "an image must decode"
+    assert one_line(hydra) == "Error merging: cannot identify image file"
 
 
 def test_the_configuration_lies_beside_the_package() -> None:

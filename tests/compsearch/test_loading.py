@@ -13,6 +13,7 @@ from torch import nn
 import compsearch
 from compsearch.composition import compose_config
 from compsearch.job import run
+from compsearch.loading import member_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RUN = [
@@ -62,6 +63,13 @@ def test_members_differ_in_size(folder: Path) -> None:
 def test_a_member_that_is_not_there_is_refused_with_what_is(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"must be one of .* family, 0.6, 0.4, but got 0.5"):
         compsearch.load(folder, cost_ratio=0.5)
+
+
+def test_a_member_of_a_run_of_one_network_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("budget: {cost_ratio: 0.5}")
+    (tmp_path / "model.pt").touch()
+    with pytest.raises(ValueError, match=r"is a run of one network, at cost_ratio 0.5; leave cost_ratio out"):
+        member_of(tmp_path, 0.4)
 
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path: Path, folder: Path) -> None:

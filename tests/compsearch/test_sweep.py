@@ -61,7 +61,8 @@ def test_the_end_names_every_failure_and_what_was_not_reached() -> None:
     text = status(outcome(0), outcome(2, "failed", text="no images")).report()
     assert text.splitlines()[0] == "4 runs: 1 done, 0 finished before, 1 failed, 2 not reached"
     assert "  failed: run2: no images" in text
-    assert "the same command" in text
+    assert "the same command runs again what failed" in text
+    assert "what a wrong setting broke fails again until that is mended" in text
     assert "the same command" not in status(outcome(0)).report()
 
 
