@@ -42,14 +42,14 @@ class Normalisation:
         if isinstance(choice, str):
             if choice not in NORMALISATIONS:
                 raise ValueError(
-                    f"dataset.normalise must be one of {', '.join(NORMALISATIONS)}, or lists under mean and std, "
+                    f"dataset.build.normalise must be one of {', '.join(NORMALISATIONS)}, or lists under mean and std, "
                     f"but got {choice!r}"
                 )
             return cls(*NORMALISATIONS[choice])
         mean, std = (tuple(float(value) for value in choice.get(key, ())) for key in ("mean", "std"))
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(
-                f"dataset.normalise must have three channels' mean and positive std, but got {mean=} and {std=}"
+                f"dataset.build.normalise must have three channels' mean and positive std, but got {mean=} and {std=}"
             )
         return cls(mean, std)
 
@@ -220,14 +220,14 @@ def carve_search(train: Split, *, search_images: int, max_search_share: float, s
     """
     if search_images < 1 or not 0 < max_search_share < 1:
         raise ValueError(
-            "`dataset.search_images >= 1` and `0 < dataset.max_search_share < 1` must hold, but got "
+            "`dataset.build.search_images >= 1` and `0 < dataset.build.max_search_share < 1` must hold, but got "
             f"{search_images=} and {max_search_share=}"
         )
     num_images = min(search_images, int(train.num_images * max_search_share))
     if num_images < 1:
         raise ValueError(
             f"the search split must get an image, but {max_search_share=} of {train.num_images} training images is "
-            "none; raise dataset.max_search_share"
+            "none; raise dataset.build.max_search_share"
         )
     if num_images < search_images:
         log.info(

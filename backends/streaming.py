@@ -35,7 +35,7 @@ class Decoder:
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.crop_ratio <= 1:
             raise ValueError(
-                "`dataset.image_size >= 1` and `0 < dataset.crop_ratio <= 1` must hold, but got "
+                "`dataset.build.image_size >= 1` and `0 < dataset.build.crop_ratio <= 1` must hold, but got "
                 f"image_size={self.size} and crop_ratio={self.crop_ratio}"
             )
 
@@ -63,7 +63,7 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        reason = str(error).replace(str(path), "it").splitlines()[0]
+        reason = str(error).replace(repr(str(path)), "").splitlines()[0].rstrip(" :")
         raise ValueError(f"an image must decode, but {path} does not ({reason}); replace or remove the file") from error
 
 
@@ -106,7 +106,7 @@ class LoaderSplit:
         num_workers: int,
     ) -> None:
         if num_workers < 0:
-            raise ValueError(f"`dataset.num_workers >= 0` must hold, but got {num_workers=}")
+            raise ValueError(f"`dataset.build.num_workers >= 0` must hold, but got {num_workers=}")
         self.name = name
         self.paths = tuple(paths)
         self.labels = labels.to(torch.int64)

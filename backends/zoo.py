@@ -69,7 +69,7 @@ def check_network(network: nn.Module, splits: Splits) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"the network must take images of {size}×{size} pixels, but fails on one ({reason}); "
-            "set dataset.image_size to what it was made for"
+            "set dataset.build.image_size to what it was made for"
         ) from error
     finally:
         for module, mode in modes.items():

@@ -38,7 +38,7 @@ def test_normalisation_comes_from_lists_too():
 
 @pytest.mark.parametrize("choice", ["mnist", {"mean": [0.5], "std": [0.5]}, {"mean": [0, 0, 0], "std": [1, 0, 1]}])
 def test_an_unknown_normalisation_is_refused(choice):
-    with pytest.raises(ValueError, match=r"dataset\.normalise must"):
+    with pytest.raises(ValueError, match=r"dataset\.build\.normalise must"):
         Normalisation.of(choice)
 
 
@@ -127,7 +127,7 @@ def test_an_impossible_search_split_is_refused(images, share):
 
 
 def test_a_share_that_leaves_no_search_image_is_refused():
-    with pytest.raises(ValueError, match=r"raise dataset\.max_search_share"):
+    with pytest.raises(ValueError, match=r"raise dataset\.build\.max_search_share"):
         carve_search(make_split(5), search_images=3, max_search_share=0.1, seed=0)
 
 

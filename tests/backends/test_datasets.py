@@ -267,13 +267,15 @@ class TestImageFolder:
         with pytest.raises(ValueError, match=f"an image must decode, but {bad} does not .*replace or remove") as error:
             all_images(load_folder(tmp_path, **options).test)
         assert_one_line(error)
+        assert "'it'" not in str(error.value)
+        assert str(error.value).count(str(bad)) == 1
 
     def test_resized_crops_of_images_in_memory_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="in_memory=true must go with ShiftFlip"):
             load_folder(make_folder(tmp_path), in_memory=True, augmentation=RandomResizedCrop(min_share=0.1))
 
     def test_an_impossible_crop_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match=r"0 < dataset\.crop_ratio <= 1"):
+        with pytest.raises(ValueError, match=r"0 < dataset\.build\.crop_ratio <= 1"):
             load_folder(make_folder(tmp_path), crop_ratio=1.2)
 
 

@@ -132,7 +132,9 @@ def test_a_wrong_number_of_classes_is_one_line(splits):
 @pytest.mark.parametrize("name", ["inception_v3", "alexnet", "vit_b_32"])
 def test_images_too_small_for_the_network_are_one_line(splits, name):
     network = zoo.torchvision_model(name=name, num_classes=10)
-    with pytest.raises(ValueError, match=r"of 32×32 pixels, but fails on one \(.*set dataset\.image_size") as error:
+    with pytest.raises(
+        ValueError, match=r"of 32×32 pixels, but fails on one \(.*set dataset\.build\.image_size"
+    ) as error:
         zoo.check_network(network, splits)
     assert "\n" not in str(error.value)
 
