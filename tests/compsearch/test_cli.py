@@ -1,9 +1,7 @@
 """The command line as a user meets it, nearly always in a process of its own."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from hydra.errors import HydraException
+from processes import Command
 
 from compsearch import cli
 from compsearch.sweep import ENVIRONMENT, Ledger
 
-ROOT = Path(__file__).resolve().parents[2]
 FAST = [
     "model=resnet20",
     "model.build.depth=8",
@@ -28,7 +26,7 @@ FAST = [
 ]
 
 
-_started: list[subprocess.Popen[str]] = []
+_started: list[Command] = []
 
 
 @pytest.fixture(autouse=True)
@@ -40,30 +38,14 @@ def _none_left_running() -> Iterator[None]:
         process.communicate()
 
 
-def _allow_interrupts() -> None:
-    # A shell that runs these tests in the background has children ignore Ctrl-C.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def start(folder: Path, *arguments: str) -> Command:
+    _started.append(Command(folder, arguments))
+    return _started[-1]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(folder / "cache")}
-    environment.pop("HYDRA_FULL_ERROR", None)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "compsearch", *arguments],
-        preexec_fn=_allow_interrupts,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    _started.append(process)
-    return process
-
-
-def run(folder: Path, *arguments: str) -> tuple[int, str, str]:
+def run(folder: Path, *arguments: str) -> tuple[int | None, str, str]:
     process = start(folder, *arguments)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate()
     return process.returncode, out, err
 
 
