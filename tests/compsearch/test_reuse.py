@@ -1,13 +1,11 @@
 """Runs side by side at several budgets learn once, and say so; nothing else is taken over."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import Command
 
 from compsearch import job
 from compsearch.composition import compose_config
@@ -17,7 +15,6 @@ from compsearch.space import Policy
 from compsearch.summary import Summary
 from compsearch.trial import Trial
 
-ROOT = Path(__file__).resolve().parents[2]
 FAST = [
     "searcher=legr",
     "searcher.num_trials=4",
@@ -79,12 +76,9 @@ def beside(results: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sweep_learns_once_and_says_so(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COMPSEARCH_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "compsearch", "-m", "budget.cost_ratio=0.3,0.5", *FAST]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    sweep = Command(tmp_path, ["-m", "budget.cost_ratio=0.3,0.5", *FAST])
+    out, err = sweep.communicate()
+    assert sweep.returncode == 0, err
     first, second = sorted((tmp_path / "results").glob("legr-*"))
     assert "macs0.3" in first.name
     assert "macs0.5" in second.name
@@ -93,7 +87,7 @@ def test_a_sweep_learns_once_and_says_so(tmp_path: Path) -> None:
     assert 0.3 < only.cost_ratio <= 0.5
     chosen = json.loads((first / "policy.json").read_text())
     assert next(trial.genome for trial in trials(first) if trial.policy.to_json() == chosen) == only.genome
-    assert f"nothing to learn: {first.name} did at cost_ratio 0.3" in done.stdout + done.stderr
+    assert f"nothing to learn: {first.name} did at cost_ratio 0.3" in out + err
     notes = json.loads((second / SUMMARY_FILE).read_text())["notes"]
     assert any(f"nothing was learned here: {first.name} did, at cost_ratio 0.3" in note for note in notes)
 
