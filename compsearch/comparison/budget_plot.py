@@ -23,6 +23,7 @@ from compsearch.comparison.plot_frame import (
     by_budget,
     dense_accuracy,
     draw_seeds,
+    elsewhere_note,
     label_length,
     seeds_text,
     wrapped,
@@ -75,6 +76,7 @@ def budget_figure(comparison: Comparison, facet: str) -> Figure:
         figure,
         f"{facet}{whole}: {seeds_text(numbers)}; test split, read once; axes differ",
         note if max(numbers) > 1 else "one seed: no spread is known",
+        elsewhere_note(found, looks_by_series),
     )
     return figure
 

@@ -23,6 +23,7 @@ from compsearch.comparison.plot_frame import (
     dense_accuracy,
     draw_dense,
     draw_seeds,
+    elsewhere_note,
     legend_entry,
     seeds_text,
 )
@@ -228,4 +229,5 @@ def _frame(figure: Figure, comparison: Comparison, facet: str, networks: pd.Data
         entries.append(legend_entry(SEARCHER_LOOKS["dense"], f"dense, {dense:.1%}"))
     add_legend(figure, entries)
     note = _NOTE if max(everywhere) > 1 else "one seed: no spread is known"
-    add_title(figure, f"{facet}: {seeds_text(everywhere)}; test split, read once", note, timed)
+    elsewhere = elsewhere_note(compressed_networks(networks), looks(comparison))
+    add_title(figure, f"{facet}: {seeds_text(everywhere)}; test split, read once", note, elsewhere, timed)

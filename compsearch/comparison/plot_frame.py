@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -97,6 +97,16 @@ def seeds_text(numbers: Collection[int]) -> str:
     """``3 seeds`` when all `numbers` are 3, else from the fewest to the most: ``1–3 seeds``."""
     fewest, most = min(numbers), max(numbers)
     return counted(most, "seed", "seeds") if fewest == most else f"{fewest}–{most} seeds"
+
+
+def elsewhere_note(networks: pd.DataFrame, looks_by_series: Mapping[str, Look]) -> str:
+    """Which series didn't search at which budgets, as ``LeGR at 0.5, 0.7: learned at another budget``; "" for none."""
+    found = networks[networks["is_learned_elsewhere"].eq(True)]
+    parts = [
+        f"{looks_by_series[str(series)].label} at {', '.join(f'{budget:g}' for budget in sorted(set(rows['budget'])))}"
+        for series, rows in found.groupby("series", sort=False)
+    ]
+    return f"{'; '.join(parts)}: learned at another budget" if parts else ""
 
 
 def draw_seeds(axes: Axes, x: ArrayLike, y: ArrayLike, look: Look) -> None:

@@ -2,7 +2,7 @@
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,6 +343,14 @@ class TestAttainment:
     def test_a_stage_that_nobody_reached_is_refused(self) -> None:
         with pytest.raises(ValueError, match="after fine-tuning"):
             attainment_figure(comparison_of(stages=["before"]), FACET, stage="after")
+
+
+@pytest.mark.parametrize("draw", [budget_figure, pareto_figure, pareto_macs_figure])
+def test_what_did_not_search_at_a_budget_is_named_with_it(draw: Callable[[Comparison, str], Figure]) -> None:
+    is_reused = (WHOLE.networks["series"] == "legr") & (WHOLE.networks["budget"] > 0.3)
+    figure = draw(changed(WHOLE, is_learned_elsewhere=is_reused), FACET)
+    assert "LeGR at 0.5, 0.7: learned at another budget" in " ".join(figure.get_suptitle().split())
+    assert "learned at another budget" not in draw(WHOLE, FACET).get_suptitle()
 
 
 class TestBudgetSentence:
