@@ -10,7 +10,7 @@ import base64
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -29,8 +29,6 @@ from compsearch.comparison.plot_frame import seeds_text
 from compsearch.report.captions import counted, not_shown
 
 _SCRIPTS = ("details.js", "frame.js", "plots.js", "tables.js")
-#: Of the verdict's sentences; more are easier to read one below the other.
-_MOST_IN_A_PARAGRAPH = 3
 
 
 @dataclass(frozen=True)
@@ -56,21 +54,24 @@ def write_page(
     comparison: Comparison,
     *,
     tables: Sequence[PageTable],
-    sentences: Sequence[str],
+    verdicts: Mapping[str, Sequence[str]],
     title: str,
     pictures: Sequence[Picture] = (),
 ) -> None:
     """Writes `comparison` as a self-contained page to `path`, whole or not at all.
 
-    `sentences` are the verdict, which the page opens with; `tables` stand below the plots of the facet they name, those
-    that name none below all facets; `pictures` are folded away below the tables of theirs. Links to runs are relative
-    to `path`. Raises ValueError when a table names a facet that is not there.
+    `verdicts` are sentences for each facet, which stand below its first plot, and `tables` below its others; those that
+    name no facet stand below all; `pictures` are folded away below the tables of theirs. Links to runs are relative to
+    `path`. Raises ValueError when a table names a facet that is not there.
     """
     unknown = {table.facet for table in tables} - {"", *comparison.facets}
     if unknown:
         raise ValueError(f"a table's facet must be one of {list(comparison.facets)}, but got {sorted(unknown)}")
     facets = [facet_data(comparison, facet, page=path) for facet in comparison.facets]
-    sections = [_facet_section(comparison, facet, tables, pictures, number) for number, facet in enumerate(facets)]
+    sections = [
+        _facet_section(comparison, facet, verdicts.get(facet["name"], ()), tables, pictures, number)
+        for number, facet in enumerate(facets)
+    ]
     general = [table.to_html() for table in tables if not table.facet]
     if general:
         sections.append(_section("tables", "All together", "".join(general)))
@@ -78,7 +79,7 @@ def write_page(
     filled = Template(_asset("page.html")).substitute(
         title=html.escape(title),
         style=_asset("page.css"),
-        lead=_lead_html(comparison, sentences),
+        lead=_lead_html(comparison),
         contents=_contents_html(comparison, has_general=bool(general)),
         sections="\n".join(sections),
         data=script_json({"facets": facets}),
@@ -98,7 +99,7 @@ def _asset(name: str) -> str:
     return files("compsearch.comparison").joinpath("page_assets", name).read_text(encoding="utf-8")
 
 
-def _lead_html(comparison: Comparison, sentences: Sequence[str]) -> str:
+def _lead_html(comparison: Comparison) -> str:
     num_finished = sum(run.summary is not None for run in comparison.runs)
     rest = len(comparison.runs) - num_finished
     facts = [
@@ -108,11 +109,7 @@ def _lead_html(comparison: Comparison, sentences: Sequence[str]) -> str:
         "Accuracies of networks are top-1 on the test split, which only the final report of a run reads; those of "
         "trials are on the search split. Costs are the achieved ones, as fractions of the dense network's.",
     ]
-    if len(sentences) > _MOST_IN_A_PARAGRAPH:
-        verdict = f'<ul class="verdict">{"".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences)}</ul>'
-    else:
-        verdict = f'<p class="verdict">{html.escape(" ".join(sentences))}</p>' if sentences else ""
-    return f'{verdict}<p class="facts">{html.escape(" ".join(facts))}</p>'
+    return f'<p class="facts">{html.escape(" ".join(facts))}</p>'
 
 
 def _contents_html(comparison: Comparison, *, has_general: bool) -> str:
@@ -129,6 +126,7 @@ def _section(identity: str, heading: str, content: str) -> str:
 def _facet_section(
     comparison: Comparison,
     facet: dict[str, Any],
+    verdicts: Sequence[str],
     tables: Sequence[PageTable],
     pictures: Sequence[Picture],
     number: int,
@@ -140,6 +138,8 @@ def _facet_section(
     )
     if facet["networks"]:
         parts.append(_plot_html("pareto", "Accuracy and cost", _networks_caption(facet)))
+    if verdicts:
+        parts.append(f'<ul class="verdict">{"".join(f"<li>{html.escape(verdict)}</li>" for verdict in verdicts)}</ul>')
     if facet["trials"]["run"]:
         parts.append('<div class="pair">')
         parts.append(_plot_html("trials", "Every trial of the searches", _trials_caption(facet)))

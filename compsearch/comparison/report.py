@@ -30,7 +30,7 @@ from compsearch.comparison.runs import read_comparison
 from compsearch.comparison.statistics_tables import equal_effort_tables, hypervolume_tables
 from compsearch.comparison.tables import search_cost_frame, search_cost_tables, summary_frame, summary_tables
 from compsearch.comparison.text_table import TextTable, escape_markdown, to_markdown, write_csv, write_texts
-from compsearch.comparison.verdicts import verdicts
+from compsearch.comparison.verdicts import verdicts, verdicts_by_facet
 from compsearch.run_folder import CONFIG_FILE, disk_errors
 
 PAGE_FILE = "report.html"
@@ -106,7 +106,14 @@ def write_report(comparison: Comparison, folder: Path) -> Report:
         pictures = [Picture(facet, image.stem, sentence, image.read_bytes()) for facet, image, sentence in images]
         title = " · ".join(comparison.facets)
         page = folder / PAGE_FILE
-        write_page(page, comparison, tables=page_tables, sentences=sentences, title=title, pictures=pictures)
+        write_page(
+            page,
+            comparison,
+            tables=page_tables,
+            verdicts=verdicts_by_facet(comparison),
+            title=title,
+            pictures=pictures,
+        )
         _write_text(comparison, tables, sentences, images, folder)
         written = (page, folder / TEXT_FILE, *files, *(image for _, image, _ in images))
         _remove_earlier(folder, [*written, *(image.with_suffix(".svg") for _, image, _ in images)])

@@ -19,13 +19,22 @@ def verdicts(comparison: Comparison) -> list[str]:
     difference of the means > sqrt(s1² + s2²)), and how the best baseline (uniform, random, global_magnitude) stands to
     the search methods.
     """
-    return [verdict(contest) for contest in contests(comparison.networks)]
+    found = verdicts_by_facet(comparison)
+    return [f"{facet}, {sentence}" for facet, sentences in found.items() for sentence in sentences]
+
+
+def verdicts_by_facet(comparison: Comparison) -> dict[str, list[str]]:
+    """The same, for each facet without its name."""
+    found: dict[str, list[str]] = {}
+    for contest in contests(comparison.networks):
+        found.setdefault(contest.facet, []).append(verdict(contest))
+    return found
 
 
 def verdict(contest: Contest) -> str:
-    """The sentence on one contest."""
+    """The sentence on one contest, which doesn't name its facet."""
     best, runner_up = contest.best, contest.runner_up
-    place = f"{contest.facet}, {budget_text(contest.resource, contest.budget)}, {contest.stage} fine-tuning"
+    place = f"{budget_text(contest.resource, contest.budget)}, {contest.stage} fine-tuning"
     if runner_up is None:
         return f"{place}: only {_name(best)} has been run, {_result(best)}."
     lead = contest.lead(best, runner_up)

@@ -62,7 +62,7 @@ def read(path: Path) -> _Reader:
 
 
 def page_of(comparison: Comparison, path: Path, **given: Any) -> _Reader:
-    write_page(path, comparison, **{"tables": (), "sentences": (), "title": "Compared"} | given)
+    write_page(path, comparison, **{"tables": (), "verdicts": {}, "title": "Compared"} | given)
     return read(path)
 
 
@@ -115,9 +115,9 @@ def test_texts_from_runs_cannot_become_markup(page_comparison: Maker, tmp_path: 
     table = PageTable(f"table {HOSTILE}", (HOSTILE,), ((Cell(HOSTILE, href=f"x{HOSTILE}"),),), note=HOSTILE)
 
     plain = page_of(page_comparison_of(page_comparison, tmp_path), tmp_path / "plain.html", tables=[table])
-    reader = page_of(
-        comparison, tmp_path / "report.html", tables=[table], sentences=[f"verdict {HOSTILE}"], title=f"title {HOSTILE}"
-    )
+    verdicts = {comparison.facets[0]: [f"verdict {HOSTILE}"]}
+    title = f"title {HOSTILE}"
+    reader = page_of(comparison, tmp_path / "report.html", tables=[table], verdicts=verdicts, title=title)
 
     assert len(reader.scripts) == len(plain.scripts)
     assert not [attributes for _, attributes in reader.elements if any(key.startswith("on") for key in attributes)]
@@ -144,8 +144,9 @@ def test_json_in_a_script_has_no_markup_and_no_nan() -> None:
 
 
 def test_page_states_split_seeds_and_that_costs_are_achieved(page_comparison: Maker, tmp_path: Path) -> None:
-    text = page_of(page_comparison(), tmp_path / "report.html", sentences=["legr wins."]).text
-    assert "legr wins." in text
+    comparison = page_comparison()
+    text = page_of(comparison, tmp_path / "report.html", verdicts={comparison.facets[0]: ["legr wins."]}).text
+    assert text.index("Accuracy and cost") < text.index("legr wins.") < text.index("Best so far")
     assert "top-1 on the test split" in text
     assert "2 seeds per series" in text
     assert "Costs as achieved, not as asked for" in text

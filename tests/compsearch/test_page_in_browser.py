@@ -133,7 +133,7 @@ def opened(driver: Any, page_comparison: Callable[..., Comparison], tmp_path: Pa
     baseline = made.networks[made.networks["stage"] == "after"].iloc[[0]].assign(series="uniform", accuracy_test=0.6)
     comparison = dataclasses.replace(made, networks=pd.concat([made.networks, baseline], ignore_index=True))
     tables = [PageTable.from_text(TABLE)]
-    write_page(path, comparison, tables=tables, sentences=["legr is ahead."], title="Compared")
+    write_page(path, comparison, tables=tables, verdicts={comparison.facets[0]: ["legr is ahead."]}, title="Compared")
     return Page(driver, path)
 
 
