@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -39,6 +40,8 @@ _SHOWN = ("summary", "ablation", "search_cost")
 TEXT_FILE = "report.md"
 #: What a report has written, so that the next one in its folder leaves nothing of it that is no longer true.
 _MANIFEST = ".report.json"
+#: Pictures before the verdicts on them.
+_NUM_FIRST = 2
 _USAGE = "python -m compsearch.report <run folder or folder of runs> ... [output=<folder>]"
 #: Of the bootstrap over seeds; any will do, the same one gives the same intervals.
 _SEED = 0
@@ -96,7 +99,7 @@ def write_report(comparison: Comparison, folder: Path) -> Report:
         tables = {name: _made(name, comparison) for name in _TABLES}
         files = _write_tables(comparison, tables, folder)
         images = _write_plots(comparison, tables["ablation"].frame, folder)
-        sentences = tuple(verdicts(comparison))
+        by_facet = verdicts_by_facet(comparison)
         page_tables = [
             PageTable.from_text(table, facet=facet, is_folded=name not in _SHOWN)
             for name, made in tables.items()
@@ -110,14 +113,14 @@ def write_report(comparison: Comparison, folder: Path) -> Report:
             page,
             comparison,
             tables=page_tables,
-            verdicts=verdicts_by_facet(comparison),
+            verdicts=by_facet,
             title=title,
             pictures=pictures,
         )
-        _write_text(comparison, tables, sentences, images, folder)
+        _write_text(comparison, tables, by_facet, images, folder)
         written = (page, folder / TEXT_FILE, *files, *(image for _, image, _ in images))
         _remove_earlier(folder, [*written, *(image.with_suffix(".svg") for _, image, _ in images)])
-    return Report(folder, comparison, sentences, written)
+    return Report(folder, comparison, tuple(verdicts(comparison)), written)
 
 
 @dataclass(frozen=True)
@@ -178,17 +181,26 @@ def _write_plots(comparison: Comparison, ablation: pd.DataFrame, folder: Path) -
 def _write_text(
     comparison: Comparison,
     tables: dict[str, _Table],
-    sentences: Sequence[str],
+    by_facet: Mapping[str, Sequence[str]],
     images: Sequence[tuple[str, Path, str]],
     folder: Path,
 ) -> None:
-    lines = [f"# {' · '.join(comparison.facets)}", ""]
-    lines += [f"- {escape_markdown(sentence)}" for sentence in (*sentences, *comparison.remarks)]
+    lines = [
+        f"# {' · '.join(comparison.facets)}",
+        "",
+        *(f"- {escape_markdown(text)}" for text in comparison.remarks),
+        "",
+    ]
     for facet in comparison.facets:
-        lines += ["", f"## {facet}", ""] if len(comparison.facets) > 1 else [""]
-        for of_facet, image, sentence in images:
-            if of_facet == facet:
-                lines += [f"![{image.stem}]({image.relative_to(folder)})", "", escape_markdown(sentence), ""]
+        lines += [f"## {facet}", ""] if len(comparison.facets) > 1 else []
+        shown = [
+            [f"![{image.stem}]({image.relative_to(folder)})", "", escape_markdown(sentence), ""]
+            for of_facet, image, sentence in images
+            if of_facet == facet
+        ]
+        told = [f"- {escape_markdown(sentence)}" for sentence in by_facet.get(facet, ())]
+        first, others = shown[:_NUM_FIRST], shown[_NUM_FIRST:]
+        lines += [*itertools.chain(*first), *told, "", *itertools.chain(*others)]
         for made in tables.values():
             lines += [text for table in made.texts[facet] for text in (to_markdown(table), "")]
     lines += ["", escape_markdown(reference_sentence()), ""]
