@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import sklearn.datasets
 import torch
+from quick import QUICK
 
 import compsearch
 from backends.cifar_resnet import CifarResNet
@@ -16,19 +17,9 @@ from compsearch.run_folder import RunFolderError
 from compsearch.summary import Summary
 
 FAST = [
+    *QUICK,
     "searcher=random",
     "searcher.num_steps=3",
-    "model=resnet20",
-    "model.build.depth=8",
-    "dataset.build.image_size=8",
-    "calibration.num_images=32",
-    "finalist.calibration_images=32",
-    "finetune.epochs=0",
-    "latency.repetitions=2",
-    "latency.warmup=1",
-    "space.divisor=4",
-    "recover=bn",
-    "recover@finalist.recover=bn",
 ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from processes import Command
+from quick import QUICK
 
 from compsearch import job
 from compsearch.composition import compose_config
@@ -16,23 +17,13 @@ from compsearch.summary import Summary
 from compsearch.trial import Trial
 
 FAST = [
+    *QUICK,
     "searcher=legr",
     "searcher.num_trials=4",
     "searcher.evolution.population_size=3",
     "searcher.evolution.sample_size=2",
-    "model=resnet20",
-    "model.build.depth=8",
     "model.weights=random",
-    "dataset.build.image_size=8",
-    "calibration.num_images=32",
-    "finalist.calibration_images=32",
     "finalist.num=1",
-    "finetune.epochs=0",
-    "latency.repetitions=2",
-    "latency.warmup=1",
-    "space.divisor=4",
-    "recover=bn",
-    "recover@finalist.recover=bn",
 ]
 
 
