@@ -83,7 +83,8 @@ def _look(command: str) -> None:
     """The commands ``inspect`` and ``latency``, which search nothing."""
     options, overrides = _words()
     # What it measures; both can still be set, as what is typed comes later.
-    before = ["budget=latency", f"run_name='{_LATENCY_RUN_NAME}'"] if command == "latency" else []
+    own = ["budget=latency", f"run_name='{_LATENCY_RUN_NAME}'"]
+    before = own if command == "latency" else ["hydra.run.dir=."]  # inspecting leaves nothing behind
     is_sweep = bool({"-m", "--multirun"} & set(options))
     # An experiment may be a sweep: it is looked at once.
     after = ["~hydra.callbacks.sweep", *([] if is_sweep else ["hydra.mode=RUN"])]

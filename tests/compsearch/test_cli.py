@@ -220,6 +220,7 @@ def test_a_folder_of_another_configuration_is_refused_naming_the_keys(tmp_path: 
 def test_inspect_prints_the_groups_and_what_is_frozen(tmp_path: Path) -> None:
     code, out, err = run(tmp_path, "inspect", "model=resnet20")
     assert code == 0, err
+    assert not (tmp_path / "results").exists()
     assert "layer1.0.conv1" in out
     assert "reaches the network's output" in out
 
