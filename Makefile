@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/python -m compsearch
 
 test: install
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: install
 	$(TEST_ENV) $(BIN)/python -m pytest -m slow

@@ -65,7 +65,7 @@ def test_a_broken_run_is_reported_the_rest_go_on_and_the_same_command_runs_only_
 
 
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path) -> None:
-    sweep = ["-m", "searcher=uniform,random", "trials=400"]
+    sweep = ["-m", "searcher=uniform,random", "trials=100"]
     process = start(tmp_path, *sweep)
     trials = tmp_path / "results" / "random-resnet20-digits-macs0.5-seed0" / "trials.jsonl"
     deadline = time.monotonic() + 240
