@@ -15,6 +15,7 @@ from compsearch.run_folder import RunFolderError, read_config
 from compsearch.space import Policy, SearchSpace
 
 POLICY_FILE = "policy.json"
+RECOVERED_FILE = "recovered.pt"
 MODEL_FILE = "model.pt"
 NETWORK_FILE = "network.json"
 
