@@ -254,9 +254,8 @@ def _with_variant(typed: Sequence[Override], more: Sequence[str]) -> tuple[DictC
     settled = [str(override.input_line) for override in kept if override not in inside]
     known = compose("config", [*settled, *more])
     fitting = []
-    undone = [
-        key for key in (override.get_key_element() for override in typed) if key in replaced and key != "run_name"
-    ]
+    undone = [override.get_key_element() for override in typed if override not in kept]
+    undone = [key for key in undone if key != "run_name"]  # the same name
     for override in inside:
         if OmegaConf.select(known, override.get_key_element().lstrip("+~"), default=_ABSENT) is _ABSENT:
             _logger.info("%s is not among the settings of this variant and left out", override.input_line)

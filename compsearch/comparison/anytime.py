@@ -103,9 +103,7 @@ class Contestant:
     learned_elsewhere: frozenset[str]
     is_by_trials: bool = True
     num_members: int = 1  # networks that each run was asked for: the budgets of a family
-    scored_otherwise: str = (
-        ""  # what sets the recovery before its scores apart from most of the facet's, ``recover=bn``
-    )
+    scored_otherwise: str = ""  # how the recovery before its scores differs from most of the facet's: ``recover=bn``
     note: str = ""
 
     @property
