@@ -203,7 +203,7 @@ def summary_of(config: Mapping[str, Any], folder: RunFolder, parts: Parts) -> Su
     members = family_members(config, folder, parts, family, baseline)
     report = folder.once("report", lambda: _report(config, folder, parts, policy, baseline, members))
     timed = folder.once("timed_trials", lambda: time_trials(parts, trials, most=config["timed_trials"]))["trials"]
-    summary = _summary(config, folder, recorder, parts, trials, {**report, **found}, members)
+    summary = _summary(config, folder, recorder, parts, trials, {**report, **found}, members, chosen)
     if members:
         folder.write_json(FAMILY_FILE, family_json(parts, members, policy, MODEL_FILE, chosen.genome))
     folder.write_text(TIMED_FILE, pd.DataFrame(timed).to_csv(index=False))
@@ -217,7 +217,7 @@ def _keep_learned(config: Mapping[str, Any], folder: RunFolder, chosen: Trial) -
     """Writes what runs at other budgets can take over, where the searcher learned such a thing."""
     if takes(config["searcher"], "learned", place="searcher"):
         learned = folder.result("learned") or {"run": config["run_name"], "cost_ratio": lowest_ratio(config)}
-        folder.write_json(LEARNED_FILE, {**learned, "genome": chosen.genome})
+        folder.write_json(LEARNED_FILE, {"genome": chosen.genome, **learned})
 
 
 def _choose(config: Mapping[str, Any], folder: RunFolder, parts: Parts, trials: Sequence[Trial]) -> dict[str, Any]:
@@ -298,10 +298,11 @@ def _summary(
     trials: Sequence[Trial],
     report: Mapping[str, Any],
     members: Sequence[Member],
+    chosen: Trial,
 ) -> Summary:
     latencies = report["latencies"]
     rows = tuple(network_row(row, latencies.get(row["name"])) for row in report["networks"])
-    notes = run_notes(config, parts, rows, report, members, learned=folder.result("learned") or {})
+    notes = run_notes(config, parts, rows, report, members, chosen, learned=folder.result("learned") or {})
     return Summary(
         run_name=config["run_name"],
         searcher=config["searcher"]["_target_"].rsplit(".", 1)[-1],

@@ -13,6 +13,7 @@ from compsearch.report.pareto import uniform_verdict
 from compsearch.report.run_plots import network_points
 from compsearch.space import Policy
 from compsearch.summary import Latency, NetworkRow
+from compsearch.trial import Trial
 
 
 def run_notes(
@@ -21,10 +22,14 @@ def run_notes(
     rows: Sequence[NetworkRow],
     report: Mapping[str, Any],
     members: Sequence[Member],
+    chosen: Trial,
     *,
     learned: Mapping[str, Any],
 ) -> tuple[str, ...]:
-    """Of a run with the table `rows`, its `report` and its family's `members`; `learned` is what it took over."""
+    """Of a run with the table `rows`, its `report`, its family's `members` and the trial it chose.
+
+    `learned` is what it took over.
+    """
     notes = []
     if config["model"]["weights"] not in ("trained", "random"):
         notes.append(
@@ -36,6 +41,11 @@ def run_notes(
             f"nothing was learned here: {learned['run']} did, at cost_ratio {learned['cost_ratio']:g}, and its search "
             "is not counted above"
         )
+        if chosen.genome != learned["genome"]:
+            notes.append(
+                "within this budget plain importance did better on the search split than what was learned there, and "
+                "is kept"
+            )
     notes.extend(_finetuning_notes(rows))
     notes.extend(parts.workbench.notes)
     notes.extend(filter(None, (getattr(model, "note", "") for model in parts.cost_models.values())))

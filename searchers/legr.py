@@ -32,8 +32,9 @@ class LeGR:
 
     A genome is [2, num_layers]: α > 0 above, κ below, for the layers of `importance`. Every trial carries its
     own, so that `family` can say what it keeps within another budget. With `learned`, the genome that an earlier search
-    ended with, nothing is learnt: one step, one trial, its policy at `budget`. `evolve_only` is ``alpha``, where κ is 0
-    throughout, or ``kappa``, where α is 1; None for both.
+    ended with, nothing is learnt: one step, its policy at `budget` and the identity's, as what was learned at another
+    budget may do worse than no map at all. `evolve_only` is ``alpha``, where κ is 0 throughout, or ``kappa``, where α is
+    1; None for both.
     """
 
     def __init__(
@@ -86,7 +87,10 @@ class LeGR:
     def step(self) -> list[Trial]:
         """Proposes, scores and returns the next batch."""
         if self.learned is not None:
-            return self._score([self.learned], [self.budget])
+            genomes = [self.learned, self.identity()]
+            if np.array_equal(*genomes):
+                del genomes[1]
+            return self._score(genomes, [self.budget] * len(genomes))
         genomes = self.evolution.ask()
         trials = self._score(genomes, [self.budget] * len(genomes))
         self.evolution.tell(genomes, [trial.objective for trial in trials])
@@ -96,15 +100,19 @@ class LeGR:
         """What the ranking of `trial` keeps within each budget, scored; nested."""
         return self._score([self._from_record(trial.genome)] * len(budgets), budgets)
 
+    def identity(self) -> FloatArray:
+        """The genome that changes nothing, α = 1 and κ = 0: plain global ranking."""
+        num_layers = len(self.importance.layers)
+        return np.stack([np.ones(num_layers), np.zeros(num_layers)])
+
     def initial(self, index: int, rng: Generator) -> FloatArray:
-        """Member `index` of the initial population: the identity (α = 1, κ = 0) first, then chance.
+        """Member `index` of the initial population: the identity first, then chance.
 
         α is exp N(0, alpha_sigma), κ N(0, σ_l) with σ_l the standard deviation of layer l's norms: the identity mutated
         in all layers.
         """
-        num_layers = len(self.importance.layers)
-        identity = np.stack([np.ones(num_layers), np.zeros(num_layers)])
-        return identity if index == 0 else self.mutate(identity, np.ones(num_layers), self.alpha_sigma, rng)
+        identity = self.identity()
+        return identity if index == 0 else self.mutate(identity, np.ones(identity.shape[1]), self.alpha_sigma, rng)
 
     def mutate(self, genome: FloatArray, mutated: FloatArray, sigma: float, rng: Generator) -> FloatArray:
         """α·exp N(0, `sigma`) and κ + N(0, σ_l) in the `mutated` layers, as far as they evolve.

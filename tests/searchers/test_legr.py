@@ -230,8 +230,8 @@ def test_a_half_is_read_back_for_its_family_and_for_reuse(half: str, moving: int
     genome = through_json(trial.genome)
     assert set(genome) == {"alpha", "kappa"}
     [member] = searcher.family(replace(trial, genome=genome), budgets(0.6))
-    assert make(evolve_only=half, cost_ratio=0.6, learned=genome).step() == [member]
-    assert make(evolve_only=half, cost_ratio=0.3, learned=genome).step() == [trial]
+    assert make(evolve_only=half, cost_ratio=0.6, learned=genome).step()[0] == member
+    assert make(evolve_only=half, cost_ratio=0.3, learned=genome).step()[0] == trial
 
 
 def test_alphas_width_is_nothing_to_kappa() -> None:
@@ -332,13 +332,21 @@ def test_a_trial_read_back_from_json_gives_the_same_family() -> None:
 # --- A learned ranking ---------------------------------------------------------------------------------------------
 
 
-def test_a_learned_ranking_takes_one_step_to_the_policy_it_came_from() -> None:
-    trial = best_trial(run(make())[1:])
+def test_a_learned_ranking_takes_one_step_to_the_policy_it_came_from_and_the_identitys() -> None:
+    first, *others = run(make())
+    trial = best_trial(others)
     assert trial is not None
     evaluator = ToyEvaluator(toy_space())
     searcher = make(learned=through_json(trial.genome), evaluator=evaluator, seed=9)
     assert searcher.num_steps == 1
-    assert searcher.step() == [trial]
+    assert searcher.step() == [trial, first]
+    assert evaluator.num_measured == 2
+
+
+def test_the_identity_taken_over_is_scored_once() -> None:
+    identity = run(make(), 1)[0]
+    evaluator = ToyEvaluator(toy_space())
+    assert make(learned=identity.genome, evaluator=evaluator).step() == [identity]
     assert evaluator.num_measured == 1
 
 
@@ -347,7 +355,7 @@ def test_a_learned_ranking_at_another_budget_is_the_familys_member() -> None:
     trial = best_trial(run(searcher)[1:])
     assert trial is not None
     members = searcher.family(trial, budgets(0.7, 0.4))
-    assert [make(cost_ratio=x, learned=trial.genome).step() for x in (0.7, 0.4)] == [[member] for member in members]
+    assert [make(cost_ratio=x, learned=trial.genome).step()[0] for x in (0.7, 0.4)] == members
     assert len({trial.policy, *(member.policy for member in members)}) == 3
 
 
