@@ -7,18 +7,21 @@ which times the same and says nothing about predictions. Every network is ResNet
 uniformly to half the MACs. Compared are, on the same images and with the same recovery,
 
 (a) scoring as AMC's released code does it: the full-size float32 network with zeroed channels, a DataLoader that opens,
-    decodes and normalises each image, in batches of 50 with 16 loader processes (its defaults);
-(b) the same full-size float32 network fed from tensors in memory, in batches of 64 (the fastest of 16 to 256 here);
+    decodes and normalises each image, in batches of 50 with 16 loader processes (its defaults), and for least squares
+    scikit-learn's LinearRegression of each layer's dense outputs on the features it keeps, which are collected once;
+(b) the same full-size float32 network fed from tensors in memory, in batches of 64 (the fastest of 16 to 256 here),
+    with this project's least squares;
 (c) `NetworkEvaluator`.
 
-Everything is timed in turns, slice by slice, over several rounds. The fastest round of each slice counts, as the others
-had to share the machine; medians are printed beside.
+Everything is timed in turns over several rounds. The fastest round of each counts, as the others had to share the
+machine; medians are printed beside.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import resource
 import tempfile
 import time
@@ -31,6 +34,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torchvision
+from sklearn.linear_model import LinearRegression  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import transforms
@@ -44,6 +48,17 @@ from backends.evaluate import NetworkEvaluator
 from backends.execution import Execution
 from backends.fast_inference import FusedNetwork, folded
 from backends.fusion import LayerStep, layer_at, make_plan, norm_at
+from backends.gram import (
+    RefittedLayer,
+    feature_indices,
+    feature_size,
+    features_at,
+    num_positions,
+    outputs_at,
+    refitted_at,
+    sample_positions,
+    weight_from_rows,
+)
 from backends.groups import trace
 from backends.importance import l1_inputs
 from backends.least_squares import LeastSquaresRecovery
@@ -56,7 +71,8 @@ from compsearch.space import Policy, SearchSpace
 CPU = torch.device("cpu")
 BATCH = 64
 LOADER_BATCH, LOADER_WORKERS = 50, 16
-Pass = Callable[[int], Tensor]
+POSITIONS = 16  # of a calibration image, for least squares
+Pass = Callable[[], Tensor]
 Result = TypeVar("Result")
 
 
@@ -71,29 +87,25 @@ class Setting:
     calibration_files: Subset[Any]
     search: TensorSplit
     calibration: TensorSplit
-    num_slices: int
-
-    def slices(self) -> list[Tensor]:
-        return list(self.search.images.chunk(self.num_slices))
 
 
 class Stopwatch:
-    """Seconds by name and slice, one list entry per round."""
+    """Seconds by name, one list entry per round."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, dict[int, list[float]]] = {}
+        self.seconds: dict[str, list[float]] = {}
 
-    def time(self, name: str, index: int, run: Callable[..., Result], *arguments: Any) -> Result:
+    def time(self, name: str, run: Callable[..., Result], *arguments: Any) -> Result:
         start = time.perf_counter()
         result = run(*arguments)
-        self.seconds.setdefault(name, {}).setdefault(index, []).append(time.perf_counter() - start)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
         return result
 
     def best(self, name: str) -> float:
-        return sum(min(rounds) for rounds in self.seconds[name].values())
+        return min(self.seconds[name])
 
     def median(self, name: str) -> float:
-        return sum(float(np.median(rounds)) for rounds in self.seconds[name].values())
+        return float(np.median(self.seconds[name]))
 
 
 def main() -> None:
@@ -102,8 +114,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="a state_dict of ResNet-56")
     parser.add_argument("--num-images", type=int, default=2048)
     parser.add_argument("--num-calibration", type=int, default=1024)
-    parser.add_argument("--slices", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         images = options.images or _random_images(Path(folder), options.num_images + options.num_calibration)
@@ -145,7 +156,7 @@ def _setting(options: argparse.Namespace, folder: Path) -> Setting:
     space = trace(model, search.images[:2], divisor=8, min_keep_ratio=0.1, coupled=False)
     counts = [space.nearest_count(group, 0.5) for group in range(len(space.groups))]
     policy = space.select(counts, l1_inputs(model, space).scores())
-    return Setting(model, space, policy, search_files, calibration_files, search, calibration, options.slices)
+    return Setting(model, space, policy, search_files, calibration_files, search, calibration)
 
 
 def _in_memory(files: Subset[Any]) -> TensorSplit:
@@ -161,7 +172,7 @@ def _matrix_rate(rounds: int) -> float:
     a, b = torch.randn(side, side).bfloat16(), torch.randn(side, side).bfloat16()
     watch = Stopwatch()
     for _ in range(rounds + 1):
-        watch.time("matmul", 0, torch.mm, a, b)
+        watch.time("matmul", torch.mm, a, b)
     rate = side**3 / watch.best("matmul")
     print(f"bf16 matrix product {side}x{side}: {rate / 1e9:.0f} GMAC/s\n")
     return rate
@@ -182,23 +193,23 @@ def _compare(setting: Setting, rounds: int) -> nn.Module:
         ),
         "lsq": _least_squares(setting),
     }
+    regressions = _Regressions(setting)
     print(f"{'recovery':9}{'':14}{'recover':>9}{'score':>8}{'total':>8}{'median':>8}{'ratio':>7}   predictions equal")
     recovered: nn.Module | None = None
     for name, recovery in recoveries.items():
         evaluator = _evaluator(setting, recovery)
         execution, workers = evaluator.execution, Workers()
-        batches = [list(torch.split(part.to(memory_format=torch.channels_last), 64)) for part in setting.slices()]
+        batches = torch.split(setting.search.images.to(memory_format=torch.channels_last), BATCH)
+        released = regressions if name == "lsq" else functools.partial(_full_size, setting, name, recoveries, True)
         watch = Stopwatch()
         for _ in range(rounds):
-            full = watch.time("a recover", 0, _full_size, setting, name, recoveries, True)
-            watch.time("a score", 0, _through_loader, full, setting.search_files, LOADER_WORKERS)
-            full = watch.time("b recover", 0, _full_size, setting, name, recoveries, False)
-            network = watch.time("c recover", 0, evaluator.recovered, setting.policy)
-            expected, got = [], []
-            for index, part in enumerate(setting.slices()):
-                expected.append(watch.time("b score", index, _batched, full, part, BATCH))
-                got.append(watch.time("c score", index, execution.logits, network, batches[index], workers)[0])
-        equal = (torch.cat(expected).argmax(1) == torch.cat(got).argmax(1)).float().mean()
+            full = watch.time("a recover", released)
+            watch.time("a score", _through_loader, full, setting.search_files, LOADER_WORKERS)
+            full = watch.time("b recover", _full_size, setting, name, recoveries, False)
+            expected = watch.time("b score", _batched, full, setting.search.images, BATCH)
+            network = watch.time("c recover", evaluator.recovered, setting.policy)
+            got, _ = watch.time("c score", execution.logits, network, batches, workers)
+        equal = (expected.argmax(1) == got.argmax(1)).float().mean()
         ours = watch.best("c recover") + watch.best("c score")
         for side in "abc":
             parts = [f"{side} recover", f"{side} score"]
@@ -220,7 +231,7 @@ def _least_squares(setting: Setting) -> LeastSquaresRecovery:
         calibration=setting.calibration,
         device=CPU,
         seed=0,
-        positions_per_image=16,
+        positions_per_image=POSITIONS,
         ridge=1e-3,
         batch_size=64,
         max_gram_gib=4.0,
@@ -266,6 +277,43 @@ def _full_size(setting: Setting, name: str, recoveries: Mapping[str, Recovery], 
     return network
 
 
+class _Regressions:
+    """Least squares as AMC's released code does it: one regression per layer with cut inputs, on dense features."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        keep = setting.space.keep_mask(setting.policy)
+        self._kept = {
+            site.parameter.removesuffix(".weight"): torch.from_numpy(np.flatnonzero(keep[site.units]))
+            for site in setting.space.sites
+            if site.dim == 1
+        }
+        self._samples: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in self._kept}
+        dense, generator = copy.deepcopy(setting.model), torch.Generator().manual_seed(0)
+
+        def hook(name: str, layer: RefittedLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
+            available = num_positions(layer, output.shape)
+            positions = sample_positions(len(output), available, POSITIONS, generator)
+            features, outputs = self._samples[name]
+            features.append(features_at(layer, args[0], positions)[:, 0])
+            outputs.append(outputs_at(layer, output, positions))
+
+        for name in self._kept:
+            refitted_at(dense, name).register_forward_hook(functools.partial(hook, name))
+        _batched(dense, setting.calibration.images, BATCH)
+
+    def __call__(self) -> nn.Module:
+        network = mask(self._setting.model, self._setting.space, self._setting.policy)
+        for name, (features, outputs) in self._samples.items():
+            layer = refitted_at(network, name)
+            columns = feature_indices(layer, self._kept[name])
+            found = LinearRegression(fit_intercept=False).fit(torch.cat(features)[:, columns], torch.cat(outputs))
+            rows = torch.zeros(1, len(layer.weight), feature_size(layer))
+            rows[0][:, columns] = torch.from_numpy(found.coef_).float()
+            layer.weight.copy_(weight_from_rows(layer, rows))
+        return network
+
+
 def _embed(setting: Setting, small: nn.Module, full: nn.Module) -> None:
     """Writes the tensors of an extracted network into the places they were cut from."""
     keep = np.append(setting.space.keep_mask(setting.policy), True)
@@ -299,41 +347,38 @@ def _ladder(setting: Setting, recovered: nn.Module, rounds: int, rate: float) ->
     assert plan is not None
     cost = MacsCost(setting.space)
     dense_macs, macs = cost.cost(setting.space.full_policy()), cost.cost(setting.policy)
-    slices, last = setting.slices(), [part.to(memory_format=torch.channels_last) for part in setting.slices()]
-    bf16 = [part.bfloat16() for part in last]
+    images = setting.search.images
+    last = images.to(memory_format=torch.channels_last)
+    bf16, batches = last.bfloat16(), torch.split(last, BATCH)
     norms_folded = _folded(recovered)
     nhwc = copy.deepcopy(norms_folded).to(memory_format=torch.channels_last)
     half = copy.deepcopy(nhwc).bfloat16()
     workers, evaluator = Workers(), _evaluator(setting, NoRecovery())
     checked = Execution(lambda _: plan, torch.bfloat16, evaluator.execution.doubt)
 
-    def bound(index: int) -> Tensor:
-        run = FusedNetwork(recovered, plan, dtype=torch.bfloat16)
-        return torch.cat(workers.map(run, torch.split(last[index], 64)))
+    def bound() -> Tensor:
+        return torch.cat(workers.map(FusedNetwork(recovered, plan, dtype=torch.bfloat16), batches))
 
     rows: dict[str, tuple[float, Pass]] = {
-        "(b) full size, in memory": (dense_macs, lambda index: _batched(full, slices[index], BATCH)),
-        "+ extracted": (macs, lambda index: _batched(recovered, slices[index], BATCH)),
-        "+ norms folded": (macs, lambda index: _batched(norms_folded, slices[index], BATCH)),
-        "+ channels last": (macs, lambda index: _batched(nhwc, last[index], BATCH)),
-        "+ bfloat16": (macs, lambda index: _batched(half, bf16[index], BATCH)),
-        "+ one core per batch": (macs, lambda index: torch.cat(workers.map(half, torch.split(bf16[index], 64)))),
+        "(b) full size, in memory": (dense_macs, lambda: _batched(full, images, BATCH)),
+        "+ extracted": (macs, lambda: _batched(recovered, images, BATCH)),
+        "+ norms folded": (macs, lambda: _batched(norms_folded, images, BATCH)),
+        "+ channels last": (macs, lambda: _batched(nhwc, last, BATCH)),
+        "+ bfloat16": (macs, lambda: _batched(half, bf16, BATCH)),
+        "+ one core per batch": (macs, lambda: torch.cat(workers.map(half, torch.split(bf16, BATCH)))),
         "+ fused, packed": (macs, bound),
-        "+ near ties in float32": (
-            macs,
-            lambda index: checked.logits(recovered, torch.split(last[index], 64), workers)[0],
-        ),
+        "+ near ties in float32": (macs, lambda: checked.logits(recovered, batches, workers)[0]),
     }
     watch = Stopwatch()
-    outputs: dict[str, list[Tensor]] = {}
+    outputs: dict[str, Tensor] = {}
     loaders = (0, 2, LOADER_WORKERS)
     for _ in range(rounds):
         for name, (_, run) in rows.items():
-            outputs[name] = [watch.time(name, index, run, index) for index in range(len(slices))]
+            outputs[name] = watch.time(name, run)
         for num in loaders:
-            watch.time(f"loaders {num}", 0, _through_loader, full, setting.search_files, num)
+            watch.time(f"loaders {num}", _through_loader, full, setting.search_files, num)
     base = watch.best("(b) full size, in memory")
-    reference = torch.cat(outputs["(b) full size, in memory"]).argmax(1)
+    reference = outputs["(b) full size, in memory"].argmax(1)
     print(f"{'score only, recovery lsq':28}{'s':>8}{'median':>8}{'vs (b)':>8}{'of bf16 rate':>14}   predictions equal")
     for num in loaders:
         name = f"loaders {num}"
@@ -342,7 +387,7 @@ def _ladder(setting: Setting, recovered: nn.Module, rounds: int, rate: float) ->
     for name, (amount, _) in rows.items():
         seconds = watch.best(name)
         share = amount * setting.search.num_images / seconds / rate
-        equal = (torch.cat(outputs[name]).float().argmax(1) == reference).float().mean()
+        equal = (outputs[name].float().argmax(1) == reference).float().mean()
         print(
             f"{name:28}{seconds:8.3f}{watch.median(name):8.3f}{base / seconds:7.1f}x{100 * share:13.0f}%"
             f"   {100 * equal:.2f}%"
