@@ -26,13 +26,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
+    ConfigKeyError,
     InterpolationToMissingValueError,
     MissingMandatoryValue,
     OmegaConfBaseException,
 )
 
 from compsearch.collaborators import collaborate
-from compsearch.schema import LEAST, Config, ExportConfig, unknown_setting
+from compsearch.schema import LEAST, Config, ExportConfig, setting_names, unknown_setting
 
 HYDRA_VERSION_BASE = "1.3"
 #: Characters of a variant in a run's name, which must stay below 255 bytes.
@@ -138,7 +139,7 @@ def _check_settings(settings: Mapping[str, Any], schema: type[Any] | None) -> No
         known = {field.name for field in dataclasses.fields(schema)}
         for key in settings:
             if key not in known:  # a + on the command line gets any key past Hydra
-                raise ValueError(unknown_setting(key, schema))
+                raise ValueError(unknown_setting(key, setting_names(schema)))
     for key, least in LEAST.items():
         if settings.get(key, least) < least:
             raise ValueError(f"`{key} >= {least}` must hold, but got {key}={settings[key]}")
@@ -167,8 +168,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, MissingMandatoryValue | InterpolationToMissingValueError):
         return _missing_value(error)
     is_refused = str(error).startswith("Could not override")  # and Hydra would advise to add it with a +
-    if is_refused and isinstance(cause, ConfigAttributeError) and cause.object_type in (Config, ExportConfig):
-        return unknown_setting(str(cause.key), cause.object_type)
+    if is_refused and isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        return _unknown_key(cause)
     lines = [line.strip() for line in str(error).splitlines()]
     kept = []
     for line in lines:
@@ -181,6 +182,17 @@ def one_line(error: BaseException) -> str:
         first = str(cause).splitlines()[0]
         text = text if first in text else f"{text}: {first}"
     return text or type(error).__name__
+
+
+def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
+    if error.object_type in (Config, ExportConfig):
+        return unknown_setting(str(error.full_key), setting_names(error.object_type))
+    key, parent = str(error.full_key), error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    message = unknown_setting(key, [str(name) for name in parent if not str(name).startswith("_")])
+    target = "" if "_target_" not in parent else str(OmegaConf.to_container(parent)["_target_"])  # type: ignore[call-overload, index]
+    # All that our own classes take stands in conf/, of other people's we don't know.
+    is_ours = target.split(".")[0] in ("", "???", "backends", "compsearch", "searchers")
+    return message if is_ours else f"{message}; +{key}=<value> passes it to {target}"
 
 
 def _missing_value(error: MissingMandatoryValue | InterpolationToMissingValueError) -> str:

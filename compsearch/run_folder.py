@@ -47,7 +47,8 @@ class RunFolder:
     Entering creates the folder, locks it and writes `config` as config.yaml, or compares `config` with the one that is
     there. `config` is plain values (what YAML can say). `ignore` names dotted keys, each with everything below it,
     that may differ from what the run was begun with because no result depends on them; config.yaml keeps its first
-    content. As long as nothing has come of a run, another config takes the place of its first.
+    content. As long as nothing has come of a run, another config takes the place of its first; when it is left for an
+    error of the user's then, the folder goes.
 
     The lock is the operating system's and ends with the process, however that ends: ``kill -9`` leaves nothing to
     clean up.
@@ -87,10 +88,13 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if isinstance(error, ValueError | OSError):
+            with contextlib.suppress(OSError, RunFolderError):
+                self._remove_unbegun()
         self.close()
 
     def close(self) -> None:
-        """Lets another process have the folder. The lock file stays: removing it could remove a newer owner's."""
+        """Lets another process have the folder."""
         if self._lock is not None:
             os.close(self._lock)
             _held.discard(self)
@@ -162,6 +166,15 @@ class RunFolder:
         if STAGES_FILE in names and not any(self._stages().values()):
             idle.add(STAGES_FILE)
         return CONFIG_FILE in names and any(not _precedes_config(name) and name not in idle for name in names)
+
+    def _remove_unbegun(self) -> None:
+        """Takes away what entering made, when nothing has come of it and nothing else is there."""
+        own = (CONFIG_FILE, OVERRIDES_FILE, STAGES_FILE, LOCK_FILE)
+        if self._lock is None or self._has_begun() or any(entry.name not in own for entry in self.path.iterdir()):
+            return
+        for name in own:
+            (self.path / name).unlink(missing_ok=True)
+        self.path.rmdir()
 
     def _refuse_foreign_content(self) -> None:
         names = [entry.name for entry in self.path.iterdir()]
@@ -247,6 +260,17 @@ def _precedes_config(name: str) -> bool:
 
 
 def _acquire(path: Path) -> int:
+    while True:
+        descriptor = _locked(path)
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(descriptor)  # its last owner removed it while we waited for it
+
+
+def _locked(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:

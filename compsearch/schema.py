@@ -7,6 +7,7 @@ class's own signature when it is built.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -120,11 +121,15 @@ class ExportConfig:
     program: Any = MISSING
 
 
-def unknown_setting(key: str, schema: type[Any]) -> str:
-    """Says that `schema` has no `key`, and which of its keys is the nearest, or all where none is near."""
+def setting_names(schema: type[Any]) -> list[str]:
+    """What can be set at the top of a configuration of type `schema`."""
     names = [each.name for each in fields(schema)]
-    if schema is Config:
-        names.append("experiment")  # a choice of several settings, and none itself
-    near = difflib.get_close_matches(key, names, n=1)
-    way_out = f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
+    return [*names, "experiment"] if schema is Config else names  # a choice of several settings, and none itself
+
+
+def unknown_setting(key: str, names: Sequence[str]) -> str:
+    """Says that the last part of the dotted `key` is none of `names`; names the nearest, or all where none is near."""
+    parent, dot, name = key.rpartition(".")
+    near = difflib.get_close_matches(name, names, n=1)
+    way_out = f"did you mean {parent}{dot}{near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
     return f"a setting must be known, but {key!r} is not; {way_out}"

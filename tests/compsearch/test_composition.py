@@ -118,7 +118,10 @@ def test_torchvision_names_are_models(name: str) -> None:
         ("dataset=imagefolder", ["add dataset.build.root=<folder>"]),
         ("model=custom", ["add model.build._target_=package.module.Class"]),
         ("model=torchvision", ["add model.name=<value>"]),
-        ("searcher.num_stepz=1", ["num_stepz"]),
+        ("searcher.num_stepz=1", ["'searcher.num_stepz' is not; did you mean searcher.num_steps?"]),
+        ("searcher.agent.batchsize=3", ["did you mean searcher.agent.batch_size?"]),
+        ("recover.zzz=1", ["'recover.zzz' is not; there are positions_per_image, ridge"]),
+        ("budget.cost_ratoi=0.3", ["did you mean budget.cost_ratio?"]),
         ("searcher=nothing", ["searcher/nothing", "amc", "random", "uniform"]),
         ("model=resnet51", ["model/resnet51", "resnet50"]),
         ("dataset=mnist", ["dataset/mnist", "digits", "cifar10"]),
@@ -130,8 +133,15 @@ def test_a_bad_override_is_one_line_that_names_it(override: str, words: list[str
         compose_config([override, "run_name=test"])
     line = one_line(caught.value)
     assert "\n" not in line
-    assert "use +" not in line or "." in override, line
+    assert "use +" not in line, line
     assert all(word in line for word in words), line
+
+
+def test_arguments_of_other_peoples_classes_may_be_added() -> None:
+    own = ["model=custom", "model.name=mine", "model.build._target_=package.Net", "run_name=test"]
+    with pytest.raises(ValueError, match=re.escape("is not; there are none; +model.build.depth=<value> passes it to")):
+        compose_config([*own, "model.build.depth=3"])
+    assert compose_config([*own, "+model.build.depth=3"])["model"]["build"]["depth"] == 3
 
 
 def test_an_unknown_setting_of_an_export_is_compared_with_those_of_exports() -> None:

@@ -1,5 +1,7 @@
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from compsearch import atomic
-from compsearch.run_folder import RunFolder, RunFolderError, read_config
+from compsearch.run_folder import RunFolder, RunFolderError, is_in_use, read_config
 
 CONFIG = {"seed": 0, "budget": {"cost_ratio": 0.5}, "device": "auto"}
 HOLD = """
@@ -66,6 +68,56 @@ def test_a_run_of_which_nothing_has_come_takes_another_configuration(tmp_path: P
         assert read_config(folder.path)["seed"] == 1
         assert folder.result("learned") is None
         assert not (folder.path / "overrides.yaml").exists()
+
+
+def broken_run(path: Path, error: Exception, *, file: str, stages: dict[str, dict[str, float]]) -> None:
+    """A run that writes `file`, finishes `stages` and raises `error`."""
+    with RunFolder(path, CONFIG) as folder:
+        folder.write_text(file, "text")
+        for stage, result in stages.items():
+            folder.finish(stage, result)
+        raise error
+
+
+def test_bad_input_before_anything_has_come_of_a_run_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such weights"):
+        broken_run(tmp_path / "run", ValueError("no such weights"), file="overrides.yaml", stages={"learned": {}})
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "file", "stages"),
+    [
+        (ValueError("bad input"), "overrides.yaml", {"dense": {"accuracy": 0.9}}),
+        (ValueError("bad input"), "notes.txt", {}),
+        (RuntimeError("a crash"), "overrides.yaml", {}),
+    ],
+)
+def test_what_has_come_of_a_run_survives_an_error(
+    tmp_path: Path, error: Exception, file: str, stages: dict[str, dict[str, float]]
+) -> None:
+    with pytest.raises(type(error)):
+        broken_run(tmp_path / "run", error, file=file, stages=stages)
+    assert read_config(tmp_path / "run") == CONFIG
+    assert (tmp_path / "run" / file).exists()
+
+
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, times = fcntl.flock, 0
+
+    def slow(descriptor: int, operation: int) -> None:
+        nonlocal times
+        times += 1
+        if times == 1:  # its owner leaves the folder, and takes it away, after we opened the file
+            shutil.rmtree(tmp_path / "run")
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        assert times == 2
+        assert is_in_use(folder.path)
 
 
 def test_many_settings_that_differ_are_counted(tmp_path: Path) -> None:
