@@ -24,13 +24,16 @@ from compsearch.summary import Summary
 class Compressed:
     """The compressed network, what it keeps, every trial of the search (a table), and the summary.
 
-    `family` holds the networks at all budgets of a family, by the cost_ratio asked for; empty for a single budget.
+    `recovered` is the network before fine-tuning, the better one where fine-tuning did harm: a note of the summary says
+    so. It is None where its file is gone from a kept folder. `family` holds the networks at all budgets of a family, by
+    the cost_ratio asked for; empty for a single budget.
     """
 
     module: Any
     policy: Policy
     trials: pd.DataFrame
     summary: Summary
+    recovered: Any
     family: Mapping[float, Any] = field(default_factory=dict)
 
 
@@ -71,12 +74,12 @@ def compress(
             dense = make({"_target_": "backends.given_data.network_of"}, in_hand, place="model")
             parts = assemble(config, splits=splits, model=dense, once=run_folder.once)
             summary = job.summary_of(config, run_folder, parts)
-            policy, module = job.result(run_folder, parts)
+            policy, module, recovered = job.result(run_folder, parts)
             family = job.family_result(run_folder, parts)
             trials = trials_frame(path / TRIALS_FILE)
-    for network in (module, *family.values()):
+    for network in filter(None, (module, recovered, *family.values())):
         network.train(model.training)
-    return Compressed(module=module, policy=policy, trials=trials, summary=summary, family=family)
+    return Compressed(module=module, policy=policy, trials=trials, summary=summary, recovered=recovered, family=family)
 
 
 def _limits(budget: object) -> str:

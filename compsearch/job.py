@@ -163,12 +163,17 @@ def _learned(config: Mapping[str, Any], folder: RunFolder, reuse: bool) -> dict[
     return learned
 
 
-def result(folder: RunFolder, parts: Parts) -> tuple[Policy, Any]:
-    """The policy a finished run chose, and its network with the final weights."""
+def result(folder: RunFolder, parts: Parts) -> tuple[Policy, Any, Any]:
+    """The policy a finished run chose, its network with the final weights, and with those before fine-tuning.
+
+    The last is None where somebody has taken their file away.
+    """
     chosen = folder.result("finalist")
     assert chosen is not None, "only a finished run has a result"
     policy = Policy.from_json(chosen["policy"])
-    return policy, parts.workbench.load(policy, load_state(folder.path / MODEL_FILE))
+    final, before = (folder.path / name for name in (MODEL_FILE, RECOVERED_FILE))
+    recovered = parts.workbench.load(policy, load_state(before)) if before.is_file() else None
+    return policy, parts.workbench.load(policy, load_state(final)), recovered
 
 
 def family_result(folder: RunFolder, parts: Parts) -> dict[float, Any]:

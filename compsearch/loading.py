@@ -20,10 +20,11 @@ MODEL_FILE = "model.pt"
 NETWORK_FILE = "network.json"
 
 
-def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = None) -> Any:
+def load(folder: str | Path, *, cost_ratio: float | None = None, fine_tuned: bool = True, model: Any = None) -> Any:
     """The network that the run in `folder` ended with, its final weights loaded, on the CPU in eval mode.
 
-    `cost_ratio` picks a member of a family, as it was asked for; the lowest otherwise. The dense network is built anew
+    `cost_ratio` picks a member of a family, as it was asked for; the lowest otherwise. Without `fine_tuned` it has the
+    weights from before fine-tuning, which are kept of a run's own network only. The dense network is built anew
     from the run's config, without data or downloads; for a run of `compsearch.compress` give it as `model`, which is
     not changed. Raises ValueError, in one line, when the folder holds no such network.
     """
@@ -33,6 +34,7 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = No
         shapes = json.loads((path / NETWORK_FILE).read_text())
         aligned = shapes.pop("space", {})
         policy, weights = member_of(path, cost_ratio)
+        weights = weights if fine_tuned else _before_finetuning(path, weights)
     except FileNotFoundError as error:
         raise RunFolderError(f"{path} must hold a finished run, but {error.filename} is missing") from None
     if model is None:
@@ -49,6 +51,15 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, model: Any = No
     result = {"policy": policy, "state": load_state(path / weights)}
     collaborators = {"model": model, "space": space, "surgery": surgery, **result}
     return make(config["loader"], collaborators, place="loader")
+
+
+def _before_finetuning(path: Path, weights: str) -> str:
+    if weights != MODEL_FILE or not (path / RECOVERED_FILE).is_file():
+        raise ValueError(
+            f"`fine_tuned` must be true where the weights before fine-tuning were not kept, but {path} has only "
+            f"{weights} of this network"
+        )
+    return RECOVERED_FILE
 
 
 def member_of(path: Path, cost_ratio: float | None) -> tuple[Policy, str]:

@@ -70,7 +70,7 @@ def _finetuning_notes(rows: Sequence[NetworkRow]) -> list[str]:
         return []
     return [
         f"fine-tuning lowered the search split's accuracy from {before:.2%} to {after:.2%}: try a smaller finetune.lr "
-        f"or finetune.epochs=0; {RECOVERED_FILE} has the weights before it"
+        f"or finetune.epochs=0; {RECOVERED_FILE} has the weights before it, which load(…, fine_tuned=False) gives"
     ]
 
 

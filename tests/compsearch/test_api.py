@@ -55,7 +55,13 @@ def test_a_module_and_tensors_give_a_smaller_module_within_budget() -> None:
     assert result.module(images(2, 2)[0]).shape == (2, 3)
     assert len(result.trials) == 3
     assert (result.trials["cost_ratio"] <= 0.5).all()
-    assert result.summary.network("fine-tuned") is not None
+    rows = {name: result.summary.network(name) for name in ("compressed", "fine-tuned")}
+    for row, network in zip(rows.values(), (result.recovered, result.module), strict=True):
+        assert network.training
+        x, labels = images(30, 1)
+        accuracy = (network.eval()(x).argmax(1) == labels).float().mean()
+        assert row is not None
+        assert row.accuracy_test == pytest.approx(float(accuracy))
 
 
 def test_a_kept_folder_is_not_searched_again(tmp_path: Path) -> None:
@@ -68,6 +74,9 @@ def test_a_kept_folder_is_not_searched_again(tmp_path: Path) -> None:
     assert first.summary == again.summary
     x = images(4, 3)[0]
     assert torch.equal(first.module(x), again.module(x))
+    assert torch.equal(first.recovered(x), again.recovered(x))
+    (tmp_path / "run" / "recovered.pt").unlink()
+    assert compsearch.compress(model, overrides=OPTIONS, **given).recovered is None
 
 
 def test_datasets_and_loaders_do_as_well_as_tensors() -> None:

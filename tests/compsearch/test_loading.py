@@ -60,6 +60,25 @@ def test_members_differ_in_size(folder: Path) -> None:
     assert num_params[0] < num_params[1]
 
 
+def test_the_weights_before_finetuning_are_those_of_the_runs_own_network(folder: Path, tmp_path: Path) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    last, before = (compsearch.load(folder, fine_tuned=each) for each in (True, False))
+    assert torch.equal(last(images), before(images))  # there was no fine-tuning
+    copied = tmp_path / "run"
+    shutil.copytree(folder, copied)
+    state = torch.load(copied / "recovered.pt", weights_only=True)
+    bias = next(value for name, value in state.items() if name.endswith("linear.bias"))
+    bias += 1
+    torch.save(state, copied / "recovered.pt")
+    moved = compsearch.load(copied, fine_tuned=False)
+    torch.testing.assert_close(moved(images), before(images) + 1)
+    with pytest.raises(ValueError, match=r"but .* has only family-0.6.pt of this network"):
+        compsearch.load(folder, cost_ratio=0.6, fine_tuned=False)
+    (copied / "recovered.pt").unlink()
+    with pytest.raises(ValueError, match=r"but .* has only model.pt of this network"):
+        compsearch.load(copied, fine_tuned=False)
+
+
 def test_a_member_that_is_not_there_is_refused_with_what_is(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"must be one of .* family, 0.6, 0.4, but got 0.5"):
         compsearch.load(folder, cost_ratio=0.5)
