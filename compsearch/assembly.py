@@ -62,7 +62,7 @@ def assemble(
     `learned` is the genome that an earlier search ended with, for searchers that can go on from one. `once` keeps what
     is measured on the way, so that a resumed run goes on with the same numbers.
 
-    What depends on shapes alone comes first, so that a budget out of reach is refused before a network is trained.
+    What doesn't need the weights comes first, so that a budget out of reach is refused before a network is trained.
     """
     check(config)
     available = network_parts(config, splits=splits, model=model)
@@ -87,23 +87,23 @@ def assemble(
     cost_model, budgets = _budgets(config, cost_models, space)
     budget = budgets[-1] if budgets else None
     available |= {"cost_models": list(cost_models.values()), "cost_model": cost_model, "budget": budget}
-    if model is None:
-        _give_weights(config, available)
     train = {**available, "split": splits.train}
     available["calibration"] = make(config["calibration"], train, place="calibration")
     more = {**config["calibration"], "num_images": config["finalist"]["calibration_images"]}
     final_calibration = make(more, train, place="finalist.calibration_images")
-    check_inputs(config, once, model=available["model"], splits=splits, calibration=final_calibration)
-    available["importance"] = make(config["importance"], available, place="importance")
-    available["learned"] = learned
     available["split"] = splits.search
     recovery = make(config["recover"], available, place="recover")
     thorough = {**available, "calibration": final_calibration}
     final_recovery = make(config["finalist"]["recover"], thorough, place="finalist.recover")
     available["evaluator"] = make(config["evaluator"], {**available, "recovery": recovery}, place="evaluator")
+    finetune = make(config["finetune"], available, place="finetune")
+    if model is None:
+        _give_weights(config, available)
+    check_inputs(config, once, model=available["model"], splits=splits, calibration=final_calibration)
+    available["importance"] = make(config["importance"], available, place="importance")
+    available["learned"] = learned
     if takes(config["searcher"], "supernet", place="searcher"):
         available["supernet"] = make(config["supernet"], available, place="supernet")
-    finetune = make(config["finetune"], available, place="finetune")
     workbench = make(
         config["workbench"], {**available, "recovery": final_recovery, "recipe": finetune}, place="workbench"
     )

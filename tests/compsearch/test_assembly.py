@@ -1,0 +1,34 @@
+"""What is built from a configuration, and what of it is refused before anything takes long."""
+
+from pathlib import Path
+
+import pytest
+from quick import QUICK
+
+from compsearch.assembly import assemble
+from compsearch.composition import compose_config
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("finetune.epochs=-1", "finetune: `epochs >= 0` must hold"),
+        ("evaluator.precision=half", "`evaluator.precision` must be one of auto"),
+        ("evaluator.batch_size=0", "`evaluator.batch_size >= 1` must hold"),
+        ("recover.batch_size=1", "recover: `batch_size >= 2` must hold"),
+        ("calibration.num_images=0", "num_images"),
+        ("budget.cost_ratio=0.001", "cost_ratio=0.001"),
+    ],
+)
+def test_what_no_weights_are_needed_to_refuse_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str, message: str
+) -> None:
+    def train(*given: object, **named: object) -> None:
+        raise AssertionError("the network is trained")
+
+    monkeypatch.setattr("backends.dense_network.trained_weights", train)
+    config = compose_config([*QUICK, "searcher=uniform", f"cache_dir={tmp_path}", "run_name=run", setting])
+    with pytest.raises(ValueError, match=message):
+        assemble(config)
+    with pytest.raises(AssertionError, match="is trained"):
+        assemble(compose_config([*QUICK, "searcher=uniform", f"cache_dir={tmp_path}", "run_name=run"]))
