@@ -42,6 +42,8 @@ class Draft:
         self.labels = labels
         self.frozen: list[Frozen] = []
         self.blocks: tuple[Block, ...] = ()
+        #: Sizes that modules hold in attributes: (attribute path, index) -> labels.
+        self.sizes = dict(tracer.sizes)
         self._module = module
         self._tracer = tracer
         self._batch_size = batch_size
@@ -95,7 +97,7 @@ class Draft:
         sizes = {name: parameter.numel() for name, parameter in self._module.named_parameters()}
         held = [
             Site(attribute, index, unit_of[self._roots[labels.numpy()]])
-            for (attribute, index), labels in self._tracer.sizes.items()
+            for (attribute, index), labels in self.sizes.items()
         ]
         return SearchSpace(
             groups=tuple(group.group for group in chosen),

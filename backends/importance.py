@@ -126,11 +126,14 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _sites(space: SearchSpace, *, dim: int) -> list[Site]:
-    """Dimension `dim` of every layer's weight, in forward order: 0 what makes units, 1 what reads them."""
+    """Dimension `dim` of every layer's weight, in forward order: 0 what makes units, 1 what reads them.
+
+    Fixed filters (buffers) say nothing about units.
+    """
     if space.sparse:
         raise ValueError("this importance is of channels, but the space is one of weights; use importance=magnitude")
     found = {site.parameter: site for site in space.sites if site.dim == dim and bool((site.units >= 0).any())}
-    weights = dict.fromkeys(layer.parameter for layer in space.layers)
+    weights = dict.fromkeys(layer.parameter for layer in space.layers if layer.parameter in space.parameter_sizes)
     return [found[weight] for weight in weights if weight in found]
 
 

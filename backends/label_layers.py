@@ -29,7 +29,7 @@ def convolution(t: Tracer, call: Call, out: Tensor) -> Mark:
     x, weight = call.first, call["weight"]
     transposed, groups = bool(call.arguments.get("transposed", False)), int(call["groups"])
     spatial = x.shape[2:] if transposed else out.shape[2:]
-    macs = x.shape[0] * math.prod(spatial) * weight.numel()
+    macs = t.macs(call, x.shape[0] * math.prod(spatial) * weight.numel())
     mark = t.mark(weight)
     if not isinstance(mark, Weight) or None in mark.axes[:2]:
         t.constant_macs += macs
@@ -107,7 +107,7 @@ def matrix_product(t: Tracer, call: Call, out: Tensor) -> Mark:
 
 
 def _product(t: Tracer, call: Call, left: Tensor, right: Tensor) -> Channels:
-    macs = left.numel() * right.shape[-1]
+    macs = t.macs(call, left.numel() * right.shape[-1])
     sides = [t.mark(left), t.mark(right)]
     weights = [isinstance(side, Weight) and None not in side.axes[-2:] for side in sides]
     batched = [math.prod(tensor.shape[:-2]) > 1 for tensor in (left, right)]
@@ -171,7 +171,13 @@ def embedding(t: Tracer, call: Call, out: Tensor) -> Mark:
     "miopen_batch_norm",
 )
 def batch_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
-    """Each channel alone: parameters and running statistics line up with dimension 1."""
+    """Each channel alone: parameters and running statistics line up with dimension 1.
+
+    Of a weight's rows, each is normed over its entries, of which it then sees the kept ones (weight standardization).
+    """
+    mark = t.mark(call.first)
+    if isinstance(mark, Weight) and mark.folded:
+        return [_standardized(t, call, mark)]
     labels, _ = t.axis(call.first, 1, "batch norm")
     parameters = [
         call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var") if name in call.arguments
@@ -185,6 +191,17 @@ def batch_norm(t: Tracer, call: Call, out: Any) -> Sequence[Mark | None]:
             # Instance norm runs as a batch norm over [1, batch * channels].
             _hold_size(t, "num_features", labels[: module.num_features])
     return [Channels(labels.reshape(1, -1, *(1,) * (call.first.dim() - 2)), "a norm of no channels")]
+
+
+def _standardized(t: Tracer, call: Call, mark: Weight) -> Mark:
+    """A weight whose rows are normed by their own entries; by anything else it is a computed one."""
+    rows = mark.axes[1]
+    if rows is None or any(call.arguments.get(name) is not None for name in ("running_mean", "running_var")):
+        return t.opaque(call, f"a computed weight in {t.where}")
+    for name in ("weight", "bias"):
+        if call.arguments.get(name) is not None:
+            _align(t, call[name], rows, "norm")
+    return mark
 
 
 def _hold_size(t: Tracer, attribute: str, labels: Tensor, index: int = 0) -> None:

@@ -118,10 +118,22 @@ def view(t: Tracer, call: Call, out: Tensor) -> Mark | None:
 
 
 def _view_weight(t: Tracer, mark: Weight, call: Call, out: Tensor) -> Mark:
-    """A parameter with more or fewer dimensions of size 1 keeps its axes; anything else is a computed tensor."""
+    """A parameter with more or fewer dimensions of size 1 keeps its axes; anything else is a computed tensor.
+
+    All its rows as they are, each with its entries in one dimension, can be followed to a norm of each row and back.
+    """
     shape = call.first.shape
     if tuple(shape) == tuple(out.shape):
         return mark
+    if mark.folded:
+        unfolded = (mark.axes[1], *mark.folded)
+        if tuple(out.shape) == tuple(len(axis) for axis in unfolded if axis is not None):
+            return Weight(mark.name, unfolded)
+        return t.opaque(call, f"a parameter of another shape in {t.where}")
+    first, *others = mark.axes
+    entries = tuple(axis for axis in others if axis is not None)
+    if len(entries) == len(others) > 1 and first is not None and tuple(out.shape) == (1, shape[0], shape[1:].numel()):
+        return Weight(mark.name, (None, first, None), entries)
     # Dimensions that can be told apart: those of more than one entry in the dense network.
     kept = [axis for axis in mark.axes if axis is not None and not t.labels.was_single(axis)]
     sizes = [len(axis) for axis in kept]
@@ -156,7 +168,10 @@ def as_strided(t: Tracer, call: Call, out: Tensor) -> Mark | None:
     MOVES, "split", "split_with_sizes", "chunk", "unbind", "unsafe_split", "unsafe_chunk", "unsafe_split_with_sizes"
 )
 def split(t: Tracer, call: Call, out: Sequence[Tensor]) -> Sequence[Mark | None] | Mark:
-    """Equal parts are tied position by position, so that all keep as many channels; unequal parts are frozen."""
+    """Equal parts are tied position by position, so that all keep as many channels.
+
+    Unequal parts are frozen, unless their sizes can be made to follow.
+    """
     mark = t.mark(call.first)
     if mark is None:
         return [None] * len(out)
@@ -166,13 +181,13 @@ def split(t: Tracer, call: Call, out: Sequence[Tensor]) -> Sequence[Mark | None]
         return t.opaque(call, "a parameter in parts") if call.name == "unbind" else _weight_parts(carried, dim, out)
     labels = carried.labels
     is_whole = labels.shape[dim] == 1
+    sizes = [1] if call.name == "unbind" else [part.shape[dim] for part in out]
+    is_equal = t.as_before(len(set(sizes)) == 1)
     if dim in t.varying(labels):
-        sizes = {1} if call.name == "unbind" else {part.shape[dim] for part in out}
-        if len(sizes) == 1:
-            size = sizes.pop()
+        if is_equal and len(set(sizes)) == 1:
             lines = labels.movedim(dim, 0)
-            _tie_parts(t, lines.reshape(-1, size, *lines.shape[1:]), 0, call.name.partition("_")[0])
-        else:
+            _tie_parts(t, lines.reshape(-1, sizes[0], *lines.shape[1:]), 0, call.name.partition("_")[0])
+        elif is_equal or not t.is_held(*sizes):
             t.labels.freeze(labels, f"unequal parts ({call.name}) in {t.where}")
     marks = []
     start = 0
@@ -207,7 +222,10 @@ def _weight_parts(mark: Weight, dim: int, parts: Sequence[Tensor]) -> list[Mark 
 
 @register(MOVES, "slice", "narrow", "slice_copy")
 def slice_(t: Tracer, call: Call, out: Tensor) -> Mark | None:
-    """A half, a quarter, every second channel: tied as `split` does; any other part freezes the channels."""
+    """A half, a quarter, every second channel: tied as `split` does.
+
+    Any other part freezes the channels, unless its ends can be made to follow.
+    """
     x, mark, dim = call.first, t.mark(call.first), call.dim()
     if mark is None or x.shape[dim] == out.shape[dim]:
         return mark
@@ -220,15 +238,16 @@ def slice_(t: Tracer, call: Call, out: Tensor) -> Mark | None:
         axis = _weight_along(t, mark, dim).axes[dim]
         return Weight(mark.name, (*mark.axes[:dim], None if axis is None else axis[part], *mark.axes[dim + 1 :]))
     labels = mark.labels
+    is_fraction = t.as_before(step == 1 and length > 0 and x.shape[dim] % length == 0 and start % length == 0)
     if labels.shape[dim] == 1:
         return mark
     if dim in t.varying(labels):
         lines = labels.movedim(dim, 0)
-        if step == 1 and length and x.shape[dim] % length == 0 and start % length == 0:
+        if is_fraction and length and x.shape[dim] % length == 0:
             _tie_parts(t, lines.reshape(-1, length, *lines.shape[1:]), 0, "a slice")
         elif step > 1 and x.shape[dim] % step == 0 and length * step == x.shape[dim]:
             _tie_parts(t, lines.reshape(length, step, *lines.shape[1:]), 1, "a slice")
-        else:
+        elif is_fraction or step > 1 or not t.is_held(*{start, start + length} - {0, x.shape[dim]}):
             t.labels.freeze(labels, f"a slice of channels in {t.where}")
     index = [slice(None)] * x.dim()
     index[dim] = part

@@ -22,6 +22,8 @@ FILLS = frozenset(
     )
 )
 
+_NORMS = frozenset(("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm"))
+
 _POOLING = (
     *("avg_pool", "adaptive_avg_pool", "_adaptive_avg_pool", "adaptive_max_pool", "max_pool", "fractional_max_pool"),
     *("max_unpool", "reflection_pad", "replication_pad", "upsample_nearest", "_upsample_nearest_exact"),
@@ -57,7 +59,10 @@ register(VALUES, "grid_sampler_3d")(_spatial(3))
     *("logsumexp", "max", "min", "median", "any", "all", "argmax", "argmin", "nansum", "nanmean", "aminmax"),
 )
 def reduction(t: Tracer, call: Call, out: Any) -> Mark:
-    """Over positions channels stay apart; over channels their number matters, which freezes them."""
+    """Over positions channels stay apart; over channels their number matters, which freezes them.
+
+    A mean, variance or norm over all channels that goes back to them is what norms compute, which see the kept ones.
+    """
     x = call.first
     given = call.arguments.get("dim")
     dims = [given] if isinstance(given, int) else list(given or range(x.dim()))
@@ -66,7 +71,10 @@ def reduction(t: Tracer, call: Call, out: Any) -> Mark:
     if isinstance(mark, Weight) and sum(axis is not None for axis in mark.axes) > 1:
         return t.opaque(call, f"{call.name} of a parameter in {t.where}")
     carried = t.channels(x)
-    if t.varying(carried.labels) & over:
+    varying = t.varying(carried.labels)
+    if len(varying) == 1 and varying <= over and _is_norm(call):
+        return Channels(torch.full((1,) * x.dim(), ANY), carried.why, over=carried.labels)
+    if varying & over:
         return t.opaque(call, f"{call.name} across channels in {t.where}")
     labels = carried.labels
     for dim in sorted(over, reverse=True):
@@ -74,6 +82,12 @@ def reduction(t: Tracer, call: Call, out: Any) -> Mark:
         if not call.arguments.get("keepdim"):
             labels = labels.squeeze(dim)
     return Channels(labels, carried.why)
+
+
+def _is_norm(call: Call) -> bool:
+    """Whether a reduction may be part of a norm: it makes sense of any number of channels, also of one."""
+    is_biased = call.arguments.get("correction", 0) == 0 and not call.arguments.get("unbiased", False)
+    return bool(call.arguments.get("keepdim")) and call.name in _NORMS and is_biased
 
 
 @register(

@@ -172,29 +172,35 @@ def _contains(ascending: IntArray, values: IntArray) -> BoolArray:
 class Channels:
     """What an activation carries: `labels` has its number of dimensions, each of them full or 1 (all alike).
 
-    `why` says what the data is where a label is NONE.
+    `why` says what the data is where a label is NONE. `over` are the channels whose mean or variance this is: a norm as
+    long as it goes back to these channels, or else it depends on how many there are.
     """
 
     labels: Tensor
     why: str = ""
+    over: Tensor | None = None
 
     @property
     def parts(self) -> list[Tensor]:
         """All labels."""
-        return [self.labels]
+        return [self.labels] if self.over is None else [self.labels, self.over]
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A view of a parameter or buffer: labels per dimension, None for a dimension that the view added."""
+    """A view of a parameter or buffer: labels per dimension, None for a dimension that the view added.
+
+    `folded` are several dimensions that the view made its last one, [1, rows, entries], of which `axes` says None.
+    """
 
     name: str
     axes: tuple[Tensor | None, ...]
+    folded: tuple[Tensor, ...] = ()
 
     @property
     def parts(self) -> list[Tensor]:
         """All labels, by dimension."""
-        return [axis for axis in self.axes if axis is not None]
+        return [*(axis for axis in self.axes if axis is not None), *self.folded]
 
 
 Mark = Channels | Weight

@@ -6,6 +6,7 @@ carries. Rules are small: they unify labels, freeze them, or move them along wit
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from backends.held_sizes import Meetings
 from backends.labels import ANY, NONE, Channels, Conflict, Labels, Mark, Weight
 from compsearch.space import IntArray
 
@@ -122,6 +124,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         #: Names of the parameters and buffers that operations took.
         self.used: set[str] = set()
         self.numbers: list[tuple[str, tuple[float | complex, ...]]] = []
+        #: What `as_before` was asked.
+        self.choices: list[bool] = []
         #: Channels of layers whose weight the forward computes, by module.
         self.computed: dict[str, int] = {}
         self.dense = dense
@@ -129,6 +133,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constant_macs = 0
         #: Sizes that a module without parameters holds in an attribute: (attribute path, index) -> labels.
         self.sizes: dict[tuple[str, int], Tensor] = {}
+        #: What else attributes of modules may count.
+        self.meetings = Meetings()
         #: Names and modules that are running, outermost first.
         self.modules: list[tuple[str, nn.Module]] = []
         #: The tensors that each of these modules was called with.
@@ -136,6 +142,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last: list[Tensor] = []
         self._rules = rules
         self._marks: Any = WeakTensorKeyDictionary()
+        #: Tensors computed from the network's input, of `_batch_size` images, or with its number of images.
+        self._of_images: Any = WeakTensorKeyDictionary()
+        self._batch_size = 1
         self._written: set[int] = set()
         for name, tensor, axes in tensors:
             self._marks[tensor] = Weight(name, axes)
@@ -148,7 +157,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(mark, Weight):
             self.used.add(mark.name)
         elif mark is not None and self._written and tensor.untyped_storage()._cdata in self._written:
-            return Channels(torch.where(mark.labels == ANY, NONE, mark.labels), mark.why or "a constant")
+            labels = torch.where(mark.labels == ANY, NONE, mark.labels)
+            return dataclasses.replace(mark, labels=labels, why=mark.why or "a constant")
         return mark
 
     def channels(self, tensor: Tensor, *, near: Iterable[int] = ()) -> Channels:
@@ -221,16 +231,43 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         met = [labels.numpy().ravel() for labels in (*carried, *self._last)]
         return np.unique(self.labels.roots(np.concatenate([np.zeros(0, dtype=np.int64), *met])))
 
+    def macs(self, call: Call, macs: int) -> int:
+        """What an operation adds to the multiply-accumulates of all images; one of constants runs for each alone."""
+        return macs if self._is_of_images(call) else macs * self._batch_size
+
+    def _is_of_images(self, call: Call) -> bool:
+        return any(tensor in self._of_images for tensor in call.tensors)
+
+    def as_before(self, choice: bool) -> bool:
+        """A rule's choice that depends on sizes: that of the dense network, when this one follows what is left of it.
+
+        To be asked at every call of the operation, so that choices stay in step.
+        """
+        self.choices.append(choice)
+        before = [] if self.dense is None else self.dense.choices[len(self.choices) - 1 : len(self.choices)]
+        return before[0] if before else choice
+
+    def is_held(self, *sizes: int) -> bool:
+        """Whether the running module holds each of these numbers, which can then follow the channels they count."""
+        return bool(self.modules) and self.meetings.holds(*self.modules[-1], sizes)
+
+    @property
+    def running(self) -> str | None:
+        """The innermost running module, after a forward has raised the one that did; None outside of all."""
+        return self.modules[-1][0] if self.modules else None
+
     @property
     def where(self) -> str:
         """The innermost running module, for messages."""
         return self.modules[-1][0] if self.modules and self.modules[-1][0] else "the forward"
 
     def enter(self, inputs: Any) -> None:
-        """Says which tensors are the network's input."""
-        for leaf in tree_leaves(inputs):
-            if isinstance(leaf, Tensor):
-                self._marks[leaf] = Channels(torch.zeros((1,) * leaf.dim(), dtype=torch.int64), "the network's input")
+        """Says which tensors are the network's input; the first says how many images there are."""
+        leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        self._batch_size = leaves[0].shape[0] if leaves and leaves[0].dim() else 1
+        for leaf in leaves:
+            self._of_images[leaf] = True
+            self._marks[leaf] = Channels(torch.zeros((1,) * leaf.dim(), dtype=torch.int64), "the network's input")
 
     # The mode itself.
 
@@ -255,6 +292,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call = self._before(func, call, args, kwargs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if self._is_of_images(call):
+            self._of_images.update(dict.fromkeys(outputs, True))
+        elif is_fill or call.name in ("expand", "repeat"):
+            # A constant, but made once for each image.
+            several = [output for output in outputs if output.dim() > 1 and output.shape[0] == self._batch_size]
+            self._of_images.update(dict.fromkeys(several, True))
         if is_fill:
             for output in outputs:
                 self._put(call, output, Channels(torch.full((1,) * output.dim(), ANY), "a constant"))
@@ -264,17 +307,25 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         self._last = [labels for mark in marks for labels in mark.parts]
         given = self._follow(rule, call, result)
+        given = self._normed(rule, call, marks, given)
         each = given if isinstance(given, Sequence) else [given] * len(outputs)
         for output, mark in zip(outputs, each, strict=False):
             if mark is not None:
                 mark = self._fitted(mark, output)
+                marks.append(mark)
                 self._last.extend(mark.parts)
                 self._put(call, output, mark)
+        if self.dense is None and self.modules:
+            self.meetings.note(*self.modules[-1], marks)
         return result
 
     def _follow(self, rule: Rule | None, call: Call, result: Any) -> Mark | Sequence[Mark | None] | None:
         if rule is None:
             return self.opaque(call, f"unknown operation {call.name} in {self.where}")
+        if any(isinstance(mark, Weight) and mark.folded for mark in map(self.mark, call.tensors)) and (
+            rule not in (self._rules.others["view"], self._rules.layers["native_batch_norm"])
+        ):
+            return self.opaque(call, f"{call.name} of a parameter in {self.where}")
         try:
             return rule(self, call, result)
         except Conflict:
@@ -282,6 +333,29 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
             # Used in a way that its rule does not know: as good as unknown, which is always safe.
             return self.opaque(call, f"{call.name} cannot be followed in {self.where}")
+
+    def _normed(
+        self, rule: Rule | None, call: Call, marks: Sequence[Mark], given: Mark | Sequence[Mark | None] | None
+    ) -> Mark | Sequence[Mark | None] | None:
+        """What an operation gives that takes the mean or variance of channels: more of it, or channels normed by it.
+
+        Frozen are channels whose mean goes anywhere else than back to them.
+        """
+        over = [mark.over for mark in marks if isinstance(mark, Channels) and mark.over is not None]
+        if not over:
+            return given
+        if isinstance(given, Channels) and rule in (self._rules.pointwise, self._rules.others["expand"]):
+            met = [self._classes(labels) for labels in (*over, given.labels)]
+            if all(map(np.array_equal, met[:-1], met[1:])):
+                return given
+            if not len(met[-1]) and all(map(np.array_equal, met[:-2], met[1:-1])):
+                return dataclasses.replace(given, over=over[0])
+        self.labels.freeze(over, f"{call.name} of what was taken across channels in {self.where}")
+        return given
+
+    def _classes(self, labels: Tensor) -> IntArray:
+        """The classes of channels among labels."""
+        return np.unique(self.labels.roots(labels[labels > ANY].numpy()))
 
     def _fitted(self, mark: Mark, output: Tensor) -> Mark:
         """`mark` with as many dimensions as `output`, each of them full or 1; frozen where labels do not fit."""
@@ -295,7 +369,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if dim in self.varying(labels):
                     self.labels.freeze(labels, f"channels out of line in {self.where}")
                 labels = labels.narrow(dim, 0, 1)
-        return Channels(labels, mark.why)
+        return dataclasses.replace(mark, labels=labels)
 
     def _put(self, call: Call, output: Tensor, mark: Mark) -> None:
         if call.is_inplace:

@@ -33,8 +33,8 @@ class LeGR:
     A genome is [2, num_layers]: α > 0 above, κ below, for the layers of `importance`. Every trial carries its
     own, so that `family` can say what it keeps within another budget. With `learned`, the genome that an earlier search
     ended with, nothing is learnt: one step, its policy at `budget` and the identity's, as what was learned at another
-    budget may do worse than no map at all. `evolve_only` is ``alpha``, where κ is 0 throughout, or ``kappa``, where α is
-    1; None for both.
+    budget may do worse than no map at all. `evolve_only` is ``alpha``, where κ is 0 throughout, or ``kappa``, where α
+    is 1; None for both.
     """
 
     def __init__(
@@ -87,9 +87,8 @@ class LeGR:
     def step(self) -> list[Trial]:
         """Proposes, scores and returns the next batch."""
         if self.learned is not None:
-            genomes = [self.learned, self.identity()]
-            if np.array_equal(*genomes):
-                del genomes[1]
+            identity = self.identity()
+            genomes = [self.learned, *([] if np.array_equal(self.learned, identity) else [identity])]
             return self._score(genomes, [self.budget] * len(genomes))
         genomes = self.evolution.ask()
         trials = self._score(genomes, [self.budget] * len(genomes))

@@ -275,6 +275,28 @@ def test_a_layer_with_a_computed_weight_is_reported() -> None:
     assert not space.groups
 
 
+class SumOfSquares(nn.Conv2d):
+    """Rows of the weight taken for something else than norms of each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, 16, -1)
+        return F.conv2d(x, (rows / rows.square().sum(-1, keepdim=True)).reshape_as(self.weight), padding=1)
+
+
+class NormByConstants(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        mean, var = torch.zeros(16, device=x.device), torch.ones(16, device=x.device)
+        rows = F.batch_norm(self.weight.reshape(1, 16, -1), mean, var)
+        return F.conv2d(x, rows.reshape_as(self.weight), padding=1)
+
+
+@pytest.mark.parametrize("kind", [SumOfSquares, NormByConstants])
+def test_a_weight_computed_in_another_way_freezes_what_it_reads_and_emits(kind: type[nn.Conv2d]) -> None:
+    space = search_space(Net(kind(16, 16, 3, bias=False)))
+    assert not space.groups
+    assert reason(space, "middle") == "the forward computes its weight"
+
+
 def test_only_the_guilty_group_is_frozen() -> None:
     model = nn.Sequential(Net(NumberFromSize()).conv, nn.Conv2d(16, 16, 3), NumberFromSize(), nn.Conv2d(16, 16, 3))
     space = search_space(model.append(nn.Conv2d(16, 10, 3)))

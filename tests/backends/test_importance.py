@@ -234,6 +234,26 @@ def test_layers_come_in_the_order_they_run_in(mixed: SimpleNamespace, name: str)
     assert len(found.layers) > 1
 
 
+class Blurred(nn.Sequential):
+    """A fixed filter per channel, held in a buffer, between layers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 10, 3))
+        self.register_buffer("blur", torch.ones(8, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self[0](x)
+        return self[1](F.conv2d(x, self.blur, groups=x.shape[1])).mean((2, 3))
+
+
+@pytest.mark.parametrize("criterion", [criteria.squared_l2, criteria.l1_inputs, criteria.geometric_median])
+def test_fixed_filters_say_nothing_about_units(criterion: Callable[..., LayerImportance]) -> None:
+    model = Blurred()
+    space = trace(model, torch.zeros(1, 3, 12, 12), divisor=1, min_keep_ratio=0.1)
+    assert [group.name for group in space.groups] == ["0"]
+    assert criterion(model, space).layers == (("1",) if criterion is criteria.l1_inputs else ("0",))
+
+
 def test_taylor_takes_grouped_depthwise_and_linear_layers(mixed: SimpleNamespace, tiny: SimpleNamespace) -> None:
     found = criteria.taylor(mixed.model, mixed.space, tiny.calibration, CPU, 16)
     assert found.layers == ("stem", "depthwise", "grouped", "hidden")

@@ -225,6 +225,9 @@ def test_channels_stay_where_they_are(function: object) -> None:
         (lambda x: x + torch.arange(8.0).view(8, 1, 1), "meets a constant"),
         (lambda x: F.local_response_norm(x, 3), "avg_pool3d across channels"),
         (lambda x: x.flatten(2) @ x.flatten(2).mT, "a product of activations"),
+        (lambda x: F.conv2d(x.mean(1, keepdim=True), torch.ones(1, 1, 3, 3)), "convolution of what was taken across"),
+        (lambda x: x / x.var(1, keepdim=True), "var across channels"),
+        (lambda x: x.mean(1, keepdim=True).sigmoid().amax((2, 3)), "amax of what was taken across channels"),
         (lambda x: torch.cdist(x, x), "unknown operation _cdist_forward"),
         (lambda x: F.conv2d(x, torch.ones(2, 8, 1, 1)), "convolved with a computed weight"),
         (lambda x: torch.zeros(1, 16, 4, 4)[:, 8:].copy_(x), "written into part of a tensor"),
@@ -242,6 +245,15 @@ def test_channels_that_meet_are_unified_by_position() -> None:
     x, y = (probe.labels.roots(probe.labels.axis(name, 1)) for name in "xy")
     assert x.tolist() == y.tolist()
     assert len(set(x.tolist())) == 8
+
+
+def test_a_mean_of_channels_stays_with_them() -> None:
+    probe = Probe()
+    result = probe.run(lambda x: x / (x.mean(1, keepdim=True).expand_as(x) + 1), probe.x)
+    assert probe.channels(result)[0, :, 0, 0].tolist() == list(range(8))
+    assert not probe.frozen()
+    probe.run(lambda x, y: y * x.mean(1, keepdim=True), probe.x, probe.y)
+    assert probe.frozen() == ["mul of what was taken across channels in the forward"]
 
 
 def test_constant_padding_of_channels_freezes_what_meets_it() -> None:

@@ -86,6 +86,31 @@ def test_the_ledger_is_exact_whatever_layers_there_are(num_images: int) -> None:
         )
 
 
+class OfConstants(nn.Module):
+    """What layers compute from constants, the same for all images: once, or for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.query = nn.Conv2d(3, 16, 3), nn.Linear(5, 16)
+        self.token = nn.Parameter(torch.rand(1, 1, 5))
+        self.places = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.places(torch.ones(1, 36, 2, device=x.device)).transpose(1, 2)
+        query = self.query(self.token.expand(len(x), -1, -1))
+        return query @ torch.bmm(self.conv(x).flatten(2), bias.mT.expand(len(x), -1, -1))
+
+
+@pytest.mark.parametrize("num_images", [1, 3])
+def test_layers_of_constants_cost_as_much_whatever_the_number_of_images(num_images: int) -> None:
+    model = OfConstants().eval()
+    x = torch.zeros(num_images, 3, 8, 8)
+    space = trace(model, x, divisor=1, min_keep_ratio=0.1)
+    assert [group.name for group in space.groups] == ["places.0"]
+    for policy in (space.full_policy(), random_policy(space, 0)):
+        assert MacsCost(space).cost(policy) == counted(extract(model, space, policy), x)[0]
+
+
 def test_macs_of_a_convolution_by_hand() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1), nn.Flatten(), nn.Linear(4 * 25, 2))
     space = trace(model, torch.zeros(1, 3, 5, 5), divisor=1, min_keep_ratio=0.1)

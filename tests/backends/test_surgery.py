@@ -528,6 +528,118 @@ def kept_norm(norm: nn.Module, kept: Tensor, dim: int) -> object:
     return forward
 
 
+class WrittenOut(nn.Module):
+    """Norms over channels as PyTorch's modules compute them, and written out."""
+
+    def __init__(self, *, by_hand: bool) -> None:
+        super().__init__()
+        self.by_hand = by_hand
+        self.first, self.layer, self.second = conv(3, 16), nn.LayerNorm(16), conv(16, 24)
+        self.rms, self.third, self.head = nn.RMSNorm(24, eps=1e-5), conv(24, 16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if self.by_hand:
+            mean = x.mean(1, keepdim=True)
+            var = (x - mean).pow(2).mean(1, keepdim=True)
+            x = (x - mean) / torch.sqrt(var + 1e-5)
+            x = self.layer.weight[:, None, None] * x + self.layer.bias[:, None, None]
+            x = self.second(F.relu(x))
+            x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5) * self.rms.weight.view(1, -1, 1, 1)
+        else:
+            x = self.second(F.relu(self.layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)))
+            x = self.rms(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(F.relu(self.third(x)))
+
+
+def test_norms_written_out_see_the_kept_channels_as_modules_do() -> None:
+    by_hand, modules = (seeded(lambda by_hand=each: WrittenOut(by_hand=by_hand)) for each in (True, False))
+    spaces = [search_space(model) for model in (by_hand, modules)]
+    assert [group.name for group in spaces[0].groups] == ["first", "second", "third"]
+    assert spaces[0].fingerprint == spaces[1].fingerprint
+    x = images(*IMAGE)
+    for seed in range(3):
+        policy = random_policy(spaces[0], seed)
+        with torch.no_grad():
+            ours, reference = (extract(model, spaces[0], policy)(x) for model in (by_hand, modules))
+        assert difference(ours, reference) < 1e-5
+
+
+class ResponseNorm(nn.Module):
+    """Each channel's strength over the mean strength of all (global response normalization), then unit vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.head = conv(3, 16, bias=False), conv(16, 24), conv(24, 16), Head(16)
+        self.kept = slice(None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        strength = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        x = x + x * (strength / (strength[:, self.kept].mean(1, keepdim=True) + 1e-6))
+        return self.head(F.relu(self.third(F.normalize(self.second(x), dim=1))))
+
+
+def test_response_norms_compare_with_the_kept_channels() -> None:
+    model = seeded(ResponseNorm)
+    space = search_space(model)
+    assert [group.name for group in space.groups] == ["first", "second", "third"]
+    policy = random_policy(space, 1)
+    reference = mask(model, space, policy)
+    [site] = [site for site in space.sites if site.parameter == "first.weight"]
+    reference.kept = torch.from_numpy(np.flatnonzero(np.append(space.keep_mask(policy), True)[site.units]))
+    x = images(*IMAGE)
+    with torch.no_grad():
+        assert difference(extract(model, space, policy)(x), reference(x)) < 1e-5
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1 (weight standardization), times a gain."""
+
+    def __init__(self, inputs: int, outputs: int, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, groups=groups)
+        self.gain = nn.Parameter(torch.rand(outputs, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        gain = (self.gain * 0.5).view(-1)
+        weight = F.batch_norm(rows, None, None, weight=gain, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class StandardizedNet(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(Standardized(3, 16), nn.ReLU(), Standardized(16, 24), nn.ReLU(), Standardized(24, 24, 24))
+        self.extend([Standardized(24, 24, 3), nn.ReLU(), Standardized(24, 16), Head(16)])
+
+
+def test_standardized_weights_see_their_kept_entries() -> None:
+    model = seeded(StandardizedNet)
+    space = search_space(model)
+    assert {name for group in space.groups for name in group.producers} == {"0", "2", "7"}
+    policy = random_policy(space, 2)
+    keep = {
+        (site.parameter, site.dim): np.append(space.keep_mask(policy), True)[site.units].nonzero()[0]
+        for site in space.sites
+    }
+    reference = mask(model, space, policy)
+    for name, module in reference.named_modules():
+        if isinstance(module, Standardized):
+            rows, columns = (keep.get((f"{name}.weight", dim), np.arange(module.weight.shape[dim])) for dim in (0, 1))
+            weight = torch.zeros_like(module.weight)
+            kept = module.weight[rows][:, columns]
+            kept = (kept - kept.mean((1, 2, 3), keepdim=True)) / (
+                kept.var((1, 2, 3), False, keepdim=True) + 1e-5
+            ).sqrt()
+            weight[np.ix_(rows, columns)] = kept * module.gain[rows] * 0.5
+            module.forward = lambda x, module=module, weight=weight: F.conv2d(  # type: ignore[method-assign]
+                x, weight, module.bias, padding=1, groups=module.groups
+            )
+    x = images(*IMAGE)
+    with torch.no_grad():
+        assert difference(extract(model, space, policy)(x), reference(x)) < 1e-5
+
+
 class Auxiliary(nn.Module):
     """A second classifier that runs in training only."""
 

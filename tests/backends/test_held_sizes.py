@@ -1,0 +1,221 @@
+"""Networks whose modules hold sizes as plain numbers: these follow the channels that they count."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from backends.groups import trace
+from backends.macs import MacsCost, ParamsCost
+from backends.surgery import extract, mask
+from compsearch.space import Policy, SearchSpace
+
+IMAGE = (2, 3, 16, 16)
+
+
+class Blur(nn.Module):
+    """A fixed filter on each of a held number of channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("filter", torch.full((channels, 1, 3, 3), 1 / 9), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, [1] * 4, mode="reflect"), self.filter, stride=2, groups=self.channels)
+
+
+class Cascade(nn.Module):
+    """Equal parts of a held width, each convolved after the one before was added."""
+
+    def __init__(self, channels: int, parts: int) -> None:
+        super().__init__()
+        self.width = channels // parts
+        self.convs = nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(parts - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = torch.split(x, self.width, 1)
+        done = [first]
+        for conv, part in zip(self.convs, rest, strict=True):
+            done.append(F.relu(conv(done[-1] + part)))
+        return torch.cat(done, 1)
+
+
+class Kernels(nn.Module):
+    """Parts of held sizes, two of which are equal, with a depthwise convolution of another kernel each."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.convs = nn.ModuleList(
+            nn.Conv2d(size, size, 2 * place + 1, padding=place, groups=size) for place, size in enumerate(sizes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([conv(part) for conv, part in zip(self.convs, x.split(self.sizes, 1), strict=True)], 1)
+
+
+class Partial(nn.Module):
+    """Convolves some of the channels; both numbers are held, and one that only happens to be all channels' number."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.some, self.others, self.seed = channels // 4, channels - channels // 4, channels
+        self.conv = nn.Conv2d(self.some, self.some, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        some, others = torch.split(x, [self.some, self.others], 1)
+        return torch.cat([self.conv(some), others], 1)
+
+
+class Widening(nn.Module):
+    """A shortcut to the first channels of a wider output."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        return torch.cat([out[:, : self.inputs] + x, out[:, self.inputs :]], 1)
+
+
+class Halves(nn.Module):
+    """Splits its inputs by their held number, which its outputs have too."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.out_channels, self.in_channels = channels, channels
+        self.left, self.right = (nn.Conv2d(channels // 2, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = torch.split(x, self.in_channels // 2, 1)
+        return F.relu(self.left(left) + self.right(right))
+
+
+class Scale(nn.Module):
+    """A weight per channel, viewed by a held shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.shape = (channels, 1, 1)
+        self.scale = nn.Parameter(torch.rand(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale.view(self.shape)
+
+
+def network(middle: nn.Module, outputs: int = 16) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in middle.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        ends = (nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()), (nn.Conv2d(outputs, 12, 3, padding=1), nn.Conv2d(12, 10, 3))
+        return nn.Sequential(*ends[0], middle, *ends[1]).eval()
+
+
+def search_space(model: nn.Module, divisor: int = 2) -> SearchSpace:
+    return trace(model, torch.zeros(IMAGE), divisor=divisor, min_keep_ratio=0.1)
+
+
+def random_policy(space: SearchSpace, seed: int) -> Policy:
+    rng = np.random.default_rng(seed)
+    return space.select([rng.choice(group.counts) for group in space.groups], rng.random(space.num_units))
+
+
+HOLDERS = [
+    (lambda: Blur(16), 16),
+    (lambda: Cascade(16, 4), 16),
+    (lambda: Kernels([4, 8, 4]), 16),
+    (lambda: Partial(16), 16),
+    (lambda: Widening(16, 28), 28),
+    (lambda: Halves(16), 16),
+    (lambda: Scale(16), 16),
+]
+
+
+@pytest.mark.parametrize("divisor", [1, 2])
+@pytest.mark.parametrize(("middle", "outputs"), HOLDERS)
+def test_held_sizes_follow_the_channels_that_are_left(middle: type[nn.Module], outputs: int, divisor: int) -> None:
+    model = network(middle(), outputs)
+    space = search_space(model, divisor)
+    assert {frozen.reason for frozen in space.frozen} == {"reaches the network's output"}
+    x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(1))
+    smallest = space.select(space.min_counts, np.zeros(space.num_units))
+    for policy in (*(random_policy(space, seed) for seed in range(4)), smallest):
+        extracted = extract(model, space, policy)
+        with torch.no_grad():
+            ours, reference = extracted(x), mask(model, space, policy)(x)
+        assert (ours - reference).abs().max() < 1e-5 * reference.abs().max()
+        with FlopCounterMode(display=False) as counter:
+            extracted(x[:1])
+        assert MacsCost(space).cost(policy) == counter.get_total_flops() / 2
+        assert ParamsCost(space).cost(policy) == sum(parameter.numel() for parameter in extracted.parameters())
+
+
+def test_extracted_modules_hold_the_new_sizes_and_the_dense_one_its_own() -> None:
+    sizes = [4, 8, 4]
+    model = network(nn.Sequential(Kernels(sizes), Blur(16)))
+    space = search_space(model)
+    extracted = extract(model, space, space.select(space.min_counts, np.zeros(space.num_units)))
+    kernels, blur = extracted[2]
+    assert kernels.sizes == [conv.in_channels for conv in kernels.convs] != sizes
+    assert blur.channels == sum(kernels.sizes) == len(blur.filter)
+    assert model[2][0].sizes is sizes
+    assert (sizes, model[2][1].channels) == ([4, 8, 4], 16)
+    twin = copy.deepcopy(extracted).train()
+    twin(torch.zeros(IMAGE)).sum().backward()
+    assert all(parameter.grad is not None for parameter in twin.parameters())
+
+
+def test_of_as_many_channels_those_are_found_that_the_number_counts() -> None:
+    """With one smaller count everywhere, removing channels of all groups cannot tell inputs from outputs."""
+    space = trace(network(Halves(16)), torch.zeros(IMAGE), divisor=8, min_keep_ratio=0.1, min_choices=2)
+    assert [(group.size, group.width, group.counts) for group in space.groups[:2]] == [(8, 2, (4, 8)), (16, 1, (8, 16))]
+    counted = {site.parameter: set(site.units.tolist()) for site in space.size_sites}
+    assert counted == {"2.in_channels": set(range(8))}
+
+
+def test_a_number_that_counts_nothing_stays_as_it_is() -> None:
+    model = network(Partial(16))
+    space = search_space(model)
+    assert {site.parameter for site in space.size_sites} == {"2.some", "2.others"}
+    assert extract(model, space, space.select(space.min_counts, np.zeros(space.num_units)))[2].seed == 16
+
+
+class Literal(nn.Module):
+    """The size is in the code; the number that is held is another that happens to be equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seed = 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.split(8, 1)
+        return torch.cat([right, left], 1) * self.seed
+
+
+class Shared(nn.Module):
+    """Swaps a number of channels by position, though nothing tells them from the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.some, self.others = 6, 10
+
+    def forward(self, x: Tensor) -> Tensor:
+        some, others = x.split([self.some, self.others], 1)
+        return torch.cat([others, some], 1)
+
+
+@pytest.mark.parametrize("middle", [Literal(), Shared()], ids=["literal", "shared"])
+def test_channels_are_frozen_where_no_held_number_counts_them(middle: nn.Module) -> None:
+    space = search_space(network(middle))
+    assert [group.name for group in space.groups] == ["3"]
+    assert not space.size_sites
