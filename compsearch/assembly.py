@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
-from compsearch.composition import check, make, offers, takes
+from compsearch.composition import check, make, make_network, offers, takes
 from compsearch.importance import LayerImportance
 from compsearch.inputs import check_inputs
 from compsearch.protocols import CostModel, Evaluator, Once, Searcher, Workbench
@@ -193,7 +193,7 @@ def network_parts(config: Mapping[str, Any], *, splits: Any = None, model: Any =
                     f"`model.weights` must be trained, random or the path of a state_dict for "
                     f"{config['model']['name']}, but got {choice!r}, which is no file"
                 )
-            return make(node, {**available, "weights": weights}, place="model.build")
+            return make_network(node, {**available, "weights": weights})
 
         model = make(config["network"], {**available, "build": build, "weights": choice}, place="network")
     images, _ = next(iter(splits.train.batches(2)))

@@ -229,6 +229,31 @@ def make(node: Any, available: Mapping[str, Any], *, place: str = "") -> Any:
         raise ValueError(f"{place}: {error}") from error
 
 
+def make_network(node: Mapping[str, Any], available: Mapping[str, Any]) -> Any:
+    """Builds the dense network that `node`, at ``model.build``, names, as `make` does.
+
+    A target that takes any keyword, as timm.create_model does, is also told the number of classes, unless it refuses.
+    Raises ValueError for arguments that it can't be called with.
+    """
+    attempts = [node]
+    if _takes_any(_target(node["_target_"], "model.build")) and "num_classes" not in node:
+        attempts.insert(0, {**node, "num_classes": available["num_classes"]})
+    for attempt in attempts:
+        try:
+            return make(attempt, available, place="model.build")
+        except TypeError as error:
+            if attempt is node or "num_classes" not in str(error):
+                raise ValueError(
+                    f"`model.build` must be what {node['_target_']} can be called with, but {error}; "
+                    "HYDRA_FULL_ERROR=1 shows where"
+                ) from error
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _takes_any(target: Callable[..., Any]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in inspect.signature(target).parameters.values())
+
+
 def _names_setting(text: str, place: str) -> bool:
     """Whether a message about what is at `place` names it or any setting."""
     top = re.split(r"[.\[]", place)[0]
@@ -270,13 +295,12 @@ def _target(path: str, place: str) -> Callable[..., Any]:
 
 def _check_arguments(target: Callable[..., Any], values: Mapping[str, Any], place: str) -> None:
     parameters = inspect.signature(target).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     try:
         hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
     except (NameError, AttributeError, TypeError):  # annotations of a user's class that don't resolve
         hints = {}
     for name, value in values.items():
-        if name not in parameters and not takes_any:
+        if name not in parameters and not _takes_any(target):
             names = ", ".join(parameters)
             raise ValueError(f"`{place}.{name}` must be an argument of {target.__qualname__}, which takes {names}")
         expected = _plain_types(hints.get(name))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compsearch.composition import compose_config, make
+from compsearch.composition import compose_config, make, make_network
 from compsearch.family import FAMILY_FILE, load_state
 from compsearch.run_folder import RunFolderError, read_config
 from compsearch.space import Policy, SearchSpace
@@ -41,7 +41,7 @@ def load(folder: str | Path, *, cost_ratio: float | None = None, fine_tuned: boo
         if config["model"]["name"] == "given":
             raise ValueError(f"{path} is a run of compsearch.compress: give the network it compressed as `model`")
         collaborators = {**shapes, "seed": config["seed"], "weights": None}
-        model = make(config["model"]["build"], collaborators, place="model.build")
+        model = make_network(config["model"]["build"], collaborators)
     model = copy.deepcopy(model).cpu().eval()
     example = torch.zeros(2, *shapes["input_shape"])
     available = {"model": model, "example_input": example}

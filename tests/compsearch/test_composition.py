@@ -8,7 +8,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from compsearch.composition import check, compose_config, conf_dir, make, one_line
+from compsearch.composition import check, compose_config, conf_dir, make, make_network, one_line
 
 CHOICES = sorted(
     (group.name, path.stem)
@@ -147,6 +147,26 @@ def test_arguments_of_other_peoples_classes_may_be_added() -> None:
 def test_an_unknown_setting_of_an_export_is_compared_with_those_of_exports() -> None:
     with pytest.raises(ValueError, match=r"'formt' is not; did you mean format\?$"):
         compose_config(["formt=onnx"], name="export")
+
+
+def any_network(width: int = 1, **more: object) -> dict[str, object]:
+    return {"width": width, **more}
+
+
+def narrow_network(**more: int) -> int:
+    return (lambda width: width)(**more)
+
+
+def test_a_network_made_from_any_keywords_is_told_the_number_of_classes_and_nothing_else() -> None:
+    available = {"num_classes": 7, "seed": 0, "device": "cpu", "weights": None}
+    node = {"_target_": f"{__name__}.any_network", "depth": 3}
+    assert make_network(node, available) == {"width": 1, "depth": 3, "num_classes": 7}
+    assert make_network({**node, "num_classes": 9}, available)["num_classes"] == 9
+    narrow = {"_target_": f"{__name__}.narrow_network", "width": 3}
+    assert make_network(narrow, available) == 3  # it wants no number of classes
+    with pytest.raises(ValueError, match=r"`model.build` must be what .*narrow_network can be called with") as caught:
+        make_network({**narrow, "depth": 3}, available)
+    assert "'depth'" in str(caught.value)
 
 
 def test_a_value_asked_for_by_another_and_missing_is_named() -> None:
