@@ -11,9 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from backends.data import TensorSplit
+from backends.execution import choose_execution
 from backends.groups import trace
+from backends.least_squares import LeastSquaresRecovery
 from backends.macs import MacsCost, ParamsCost
+from backends.sequential_least_squares import SequentialLeastSquaresRecovery
 from backends.surgery import extract, mask
+from backends.workers import Workers
 from compsearch.space import Policy, SearchSpace
 
 IMAGE = (2, 3, 16, 16)
@@ -219,3 +224,48 @@ def test_channels_are_frozen_where_no_held_number_counts_them(middle: nn.Module)
     space = search_space(network(middle))
     assert [group.name for group in space.groups] == ["3"]
     assert not space.size_sites
+
+
+def classifier(middle: nn.Module, outputs: int) -> nn.Module:
+    return nn.Sequential(network(middle, outputs), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def calibration() -> TensorSplit:
+    images = torch.randn(48, *IMAGE[1:], generator=torch.Generator().manual_seed(2))
+    labels = torch.zeros(48, dtype=torch.int64)
+    return TensorSplit(name="calibration", images=images, labels=labels, normalisation=None, augmentation=None)
+
+
+@pytest.mark.parametrize("recovery", [LeastSquaresRecovery, SequentialLeastSquaresRecovery])
+@pytest.mark.parametrize(("middle", "outputs"), HOLDERS)
+def test_least_squares_brings_networks_of_any_sizes_nearer_to_the_dense_one(
+    middle: type[nn.Module], outputs: int, recovery: type
+) -> None:
+    model, split = classifier(middle(), outputs), calibration()
+    space = search_space(model)
+    own = {"max_gram_gib": 1.0} if recovery is LeastSquaresRecovery else {"max_gib": 1.0, "rectifications": 0}
+    given = {"model": model, "space": space, "calibration": split, "device": torch.device("cpu"), "seed": 0}
+    recover = recovery(**given, positions_per_image=64, ridge=1e-6, batch_size=16, **own)
+    errors = []
+    with torch.no_grad():
+        wanted = model(split.images)
+        for seed in range(4):
+            policy = random_policy(space, seed)
+            cut, recovered = extract(model, space, policy), extract(model, space, policy)
+            recover(recovered, policy)
+            errors.append([float((each(split.images) - wanted).square().mean()) for each in (cut, recovered)])
+    before, after = np.mean(errors, axis=0)
+    assert after < before
+
+
+@pytest.mark.parametrize(("middle", "outputs"), HOLDERS)
+def test_networks_of_any_sizes_are_run_as_they_are(middle: type[nn.Module], outputs: int) -> None:
+    model, workers = classifier(middle(), outputs), Workers(1)
+    space = search_space(model)
+    images = [batch.to(memory_format=torch.channels_last) for batch in calibration().images.split(16)]
+    checked, full = (extract(model, space, policy) for policy in (random_policy(space, 0), space.full_policy()))
+    execution = choose_execution(checked, full, images, workers, torch.float32)
+    for seed in range(1, 4):
+        extracted = extract(model, space, random_policy(space, seed))
+        logits, _ = execution.logits(extracted, images, workers)
+        torch.testing.assert_close(logits, extracted(torch.cat(images)).detach(), rtol=1e-4, atol=1e-5)
