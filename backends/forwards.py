@@ -6,7 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -100,6 +100,11 @@ def _batches(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
         yield tree_map_only(Tensor, Tensor.clone, inputs)
 
 
+def of_one_image(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies of the inputs with the first image only."""
+    return next(_batches(inputs))
+
+
 def copied(module: nn.Module) -> nn.Module:
     """A copy to run."""
     return rebuild(module, lambda _, tensor: tensor)
@@ -110,18 +115,19 @@ def follower(
     labels: Labels,
     kept: Mapping[tuple[str, int], IntArray],
     dense: Tracer | None = None,
+    singles: Sequence[int] | None = None,
 ) -> Tracer:
     """A tracer of `module`'s parameters and buffers, to which it adds hooks.
 
     `kept` says which entries of a dimension of a tensor are left of the dense network; a dimension not named is whole.
-    `dense` is then the tracer of the dense network.
+    `dense` is then the tracer of the dense network. `singles` are as `Tracer` takes them.
     """
     tensors = []
     for name, tensor in named_tensors(module):
         axes = (labels.axis(name, dim) for dim in range(tensor.dim()))
         left = [axis[kept[name, dim]] if (name, dim) in kept else axis for dim, axis in enumerate(axes)]
         tensors.append((name, tensor, tuple(map(torch.from_numpy, left))))
-    tracer = Tracer(labels, tensors, _RULES, dense)
+    tracer = Tracer(labels, tensors, _RULES, dense, singles)
     for name, part in module.named_modules():
         part.register_forward_pre_hook(functools.partial(_enter, tracer, name))
         part.register_forward_hook(functools.partial(_leave, tracer))

@@ -129,19 +129,35 @@ def _dense_runs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Lab
 
 def _dense_run(subject: Subject, labels: Labels, *, training: bool) -> Run:
     """Follows the dense network; again where channels of one tensor were tied, as rules ask what is tied already."""
-    run = _dense_pass(subject, labels, training=training)
+    singles = None if training or subject.batch_size == 1 else _products_of_one(subject)
+    run = _dense_pass(subject, labels, singles, training=training)
+    if singles is not None and len(singles) != len(run.tracer.products):
+        singles = None
+        run = _dense_pass(subject, labels, singles, training=training)
     settled = not labels.ties_within_an_axis()
     while not settled:
         before = labels.progress()
         labels.forget_meetings()
-        run = _dense_pass(subject, labels, training=training)
+        run = _dense_pass(subject, labels, singles, training=training)
         settled = labels.progress() == before
     return run
 
 
-def _dense_pass(subject: Subject, labels: Labels, *, training: bool) -> Run:
-    module = forwards.copied(subject.module).train(training)
+def _products_of_one(subject: Subject) -> Sequence[int] | None:
+    """The multiply-accumulates of every operation on one image; None where the forward takes no single one."""
+    module = forwards.copied(subject.module)
+    labels = Labels({name: tuple(tensor.shape) for name, tensor in named_tensors(module)})
     tracer = forwards.follower(module, labels, {})
+    try:
+        forwards.follow(tracer, module, forwards.of_one_image(subject.inputs))
+    except Exception:  # a forward may raise anything
+        return None
+    return tracer.products
+
+
+def _dense_pass(subject: Subject, labels: Labels, singles: Sequence[int] | None, *, training: bool) -> Run:
+    module = forwards.copied(subject.module).train(training)
+    tracer = forwards.follower(module, labels, {}, singles=singles)
     shapes, output = forwards.follow(tracer, module, subject.inputs_for(training=training))
     return Run(tracer, shapes, output)
 

@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from backends.held_sizes import Meetings
 from backends.labels import ANY, NONE, Channels, Conflict, Labels, Mark, Weight
+from backends.program import Program
 from compsearch.space import IntArray
 
 
@@ -51,6 +52,14 @@ class Call:
         ndim: int = self.first.dim()
         return int(self[argument]) % max(1, ndim)
 
+
+#: What a norm does with a mean or variance before, and when, it goes back to the channels.
+_NORM_STEPS = frozenset(
+    (
+        *("add", "sub", "rsub", "mul", "div", "true_divide", "neg", "reciprocal", "pow", "square", "sqrt", "rsqrt"),
+        *("clamp", "clamp_min", "maximum", "expand", "expand_as", "_to_copy", "clone", "alias", "detach"),
+    )
+)
 
 Rule = Callable[["Tracer", Call, Any], "Mark | Sequence[Mark | None] | None"]
 
@@ -108,8 +117,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows labels through everything that runs while it is active.
 
     `tensors` are the model's parameters and buffers with the labels of each dimension. `dense` is the tracer of the
-    dense network when this one follows what was left of it: elementwise operations must then get the same plain
-    numbers, as those could be computed from a size.
+    dense network when this one follows what was left of it: it must then do the same, and elementwise operations must
+    get the same plain numbers, as those could be computed from a size. `singles` are the `products` of a run on one
+    image: what an operation costs one image can't be told from several, where it may run once for all.
     """
 
     def __init__(
@@ -118,12 +128,14 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         tensors: Iterable[tuple[str, Tensor, tuple[Tensor, ...]]],
         rules: Rules,
         dense: Tracer | None = None,
+        singles: Sequence[int] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.labels = labels
         #: Names of the parameters and buffers that operations took.
         self.used: set[str] = set()
         self.numbers: list[tuple[str, tuple[float | complex, ...]]] = []
+        self.program = Program()
         #: What `as_before` was asked.
         self.choices: list[bool] = []
         #: Channels of layers whose weight the forward computes, by module.
@@ -131,6 +143,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.dense = dense
         self.layers: dict[str, LayerRecord] = {}
         self.constant_macs = 0
+        #: Multiply-accumulates of every operation that has some.
+        self.products: list[int] = []
         #: Sizes that a module without parameters holds in an attribute: (attribute path, index) -> labels.
         self.sizes: dict[tuple[str, int], Tensor] = {}
         #: What else attributes of modules may count.
@@ -142,12 +156,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last: list[Tensor] = []
         self._rules = rules
         self._marks: Any = WeakTensorKeyDictionary()
-        #: Tensors computed from the network's input, of `_batch_size` images, or with its number of images.
-        self._of_images: Any = WeakTensorKeyDictionary()
+        self._singles = singles
         self._batch_size = 1
         self._written: set[int] = set()
         for name, tensor, axes in tensors:
             self._marks[tensor] = Weight(name, axes)
+            self.program.name(tensor, name)
 
     # What rules ask.
 
@@ -231,12 +245,12 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         met = [labels.numpy().ravel() for labels in (*carried, *self._last)]
         return np.unique(self.labels.roots(np.concatenate([np.zeros(0, dtype=np.int64), *met])))
 
-    def macs(self, call: Call, macs: int) -> int:
-        """What an operation adds to the multiply-accumulates of all images; one of constants runs for each alone."""
-        return macs if self._is_of_images(call) else macs * self._batch_size
-
-    def _is_of_images(self, call: Call) -> bool:
-        return any(tensor in self._of_images for tensor in call.tensors)
+    def macs(self, macs: int) -> int:
+        """What an operation of as many multiply-accumulates adds to those of all images, each run alone."""
+        self.products.append(macs)
+        if self._singles is None or len(self.products) > len(self._singles):
+            return macs
+        return self._singles[len(self.products) - 1] * self._batch_size
 
     def as_before(self, choice: bool) -> bool:
         """A rule's choice that depends on sizes: that of the dense network, when this one follows what is left of it.
@@ -265,8 +279,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Says which tensors are the network's input; the first says how many images there are."""
         leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
         self._batch_size = leaves[0].shape[0] if leaves and leaves[0].dim() else 1
-        for leaf in leaves:
-            self._of_images[leaf] = True
+        for place, leaf in enumerate(leaves):
+            self.program.name(leaf, f"input {place}")
             self._marks[leaf] = Channels(torch.zeros((1,) * leaf.dim(), dtype=torch.int64), "the network's input")
 
     # The mode itself.
@@ -286,18 +300,45 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if rule is None and not is_fill and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
+        taken = self.program.taken(call.name, call.arguments)
+        result = self._run(func, call, rule, args, kwargs)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        # Of a constant no size may differ; of what a rule says nothing about, such as a norm's statistics, any.
+        may_differ = is_fill or any(self.mark(tensor) is not None for tensor in call.tensors)
+        self.program.add(taken, outputs, [self._sized(output, may_differ=may_differ) for output in outputs])
+        self._compare_step(call, outputs)
+        return result
+
+    def _sized(self, output: Tensor, *, may_differ: bool) -> frozenset[int]:
+        """The dimensions of what an operation gave that may be as long as there are channels."""
+        mark = self.mark(output)
+        if isinstance(mark, Channels) and bool((mark.labels != ANY).any()):
+            return frozenset(np.flatnonzero(np.array(mark.labels.shape) > 1).tolist())
+        return frozenset(range(output.dim()) if may_differ else ())
+
+    def _compare_step(self, call: Call, outputs: Sequence[Tensor]) -> None:
+        """Raises Conflict where the dense network did something else."""
+        if self.dense is None:
+            return
+        place, step = len(self.program.steps) - 1, self.program.steps[-1]
+        if not any(dense.allows(step) for dense in self.dense.program.steps[place : place + 1]):
+            self._refuse([*call.tensors, *outputs], f"the forward goes another way at {call.name} in {self.where}")
+
+    def _refuse(self, tensors: Iterable[Tensor], message: str) -> None:
+        """Raises Conflict over what tensors carry."""
+        marks = [mark for mark in map(self.mark, tensors) if mark is not None]
+        met = [part.numpy().ravel() for mark in marks for part in mark.parts]
+        self.labels.refuse(np.concatenate([np.zeros(0, dtype=np.int64), *met]), message)
+
+    def _run(self, func: Any, call: Call, rule: Rule | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What an operation gives; what that carries is then known."""
+        is_fill = call.name in self._rules.fills
         if rule is self._rules.pointwise:
             self._compare_numbers(call)
         elif call.is_inplace and rule is not None:
             call = self._before(func, call, args, kwargs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if self._is_of_images(call):
-            self._of_images.update(dict.fromkeys(outputs, True))
-        elif is_fill or call.name in ("expand", "repeat"):
-            # A constant, but made once for each image.
-            several = [output for output in outputs if output.dim() > 1 and output.shape[0] == self._batch_size]
-            self._of_images.update(dict.fromkeys(several, True))
         if is_fill:
             for output in outputs:
                 self._put(call, output, Channels(torch.full((1,) * output.dim(), ANY), "a constant"))
@@ -307,7 +348,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         self._last = [labels for mark in marks for labels in mark.parts]
         given = self._follow(rule, call, result)
-        given = self._normed(rule, call, marks, given)
+        given = self._normed(call, marks, given)
         each = given if isinstance(given, Sequence) else [given] * len(outputs)
         for output, mark in zip(outputs, each, strict=False):
             if mark is not None:
@@ -335,7 +376,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.opaque(call, f"{call.name} cannot be followed in {self.where}")
 
     def _normed(
-        self, rule: Rule | None, call: Call, marks: Sequence[Mark], given: Mark | Sequence[Mark | None] | None
+        self, call: Call, marks: Sequence[Mark], given: Mark | Sequence[Mark | None] | None
     ) -> Mark | Sequence[Mark | None] | None:
         """What an operation gives that takes the mean or variance of channels: more of it, or channels normed by it.
 
@@ -344,7 +385,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         over = [mark.over for mark in marks if isinstance(mark, Channels) and mark.over is not None]
         if not over:
             return given
-        if isinstance(given, Channels) and rule in (self._rules.pointwise, self._rules.others["expand"]):
+        if isinstance(given, Channels) and call.name in _NORM_STEPS:
             met = [self._classes(labels) for labels in (*over, given.labels)]
             if all(map(np.array_equal, met[:-1], met[1:])):
                 return given
@@ -396,12 +437,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.numbers.append((call.name, tuple(given)))
         place = len(self.numbers) - 1
         if self.dense is not None and self.dense.numbers[place : place + 1] != self.numbers[-1:]:
-            marks = [mark for mark in map(self.mark, call.tensors) if mark is not None]
-            met = [part.numpy().ravel() for mark in marks for part in mark.parts]
-            self.labels.refuse(
-                np.concatenate([np.zeros(0, dtype=np.int64), *met]),
-                f"{call.name} gets a number that depends on it in {self.where}",
-            )
+            self._refuse(call.tensors, f"{call.name} gets a number that depends on it in {self.where}")
 
     def _before(self, func: Any, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`call` with a stand-in for the tensor it changes in place, so that the rule still sees the old shape."""

@@ -2,9 +2,10 @@
 
 Labels say what a network did once. A forward may still name sizes (``x.view(-1, 400)``, a hidden width kept in an
 attribute), so groups are tried: channels scattered over every group are removed, and the network that is left runs on
-the *original* labels. It must run, return the same shapes and tie no channels that the dense network did not tie; then
-it is exact by construction, whatever the weights. A size that a module holds in an attribute is made to follow the
-channels it counts, where that helps; groups still found guilty are frozen with what happened as the reason.
+the *original* labels. It must run the same operations on the same tensors, with the same numbers but for sizes of
+channels (`backends.program`), return the same shapes and tie no channels that the dense network did not tie; then it is
+exact, whatever the weights. A size that a module holds in an attribute is made to follow the channels it counts, where
+that helps; groups still found guilty are frozen with what happened as the reason.
 """
 
 from __future__ import annotations
@@ -184,6 +185,8 @@ class Verifier:
             shapes, output = forwards.follow(tracer, module, inputs)
             if labels.conflict:
                 return self._blame(labels.conflict)
+            if len(tracer.program.steps) != len(run.tracer.program.steps):
+                return Failure("the forward goes another way on fewer channels", [])
             if not all(map(torch.equal, output, run.output)):
                 return Failure("the output's order depends on it", [])
             if shapes == run.shapes and smallest and (space.min_counts < 2).any():

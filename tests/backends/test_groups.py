@@ -227,7 +227,7 @@ class BakedUnflatten(nn.Module):
         (BakedView(), 400, "the forward fails on fewer channels"),
         (BakedSplit(), 16, "its number or position matters: split would join other channels"),
         (NumberFromSize(), 16, "its number or position matters: div gets a number that depends on it in middle"),
-        (TensorFromSize(), 16, "its number or position matters: div gets a number that depends on it in middle"),
+        (TensorFromSize(), 16, "its number or position matters: the forward goes another way at lift_fresh in middle"),
         (Branch(), 16, "its number or position matters: mul gets a number that depends on it in middle"),
         (BakedUnflatten(), 4, "the forward fails on fewer channels, in middle"),
         (Reinterpreted(), 16, "its number or position matters: a weight's inputs would join other channels"),

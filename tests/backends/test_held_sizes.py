@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -178,6 +179,58 @@ def test_extracted_modules_hold_the_new_sizes_and_the_dense_one_its_own() -> Non
     twin = copy.deepcopy(extracted).train()
     twin(torch.zeros(IMAGE)).sum().backward()
     assert all(parameter.grad is not None for parameter in twin.parameters())
+
+
+class Twist(nn.Module):
+    """Needs its held number of channels to run at all, and uses it, or what else it holds, for something else too."""
+
+    def __init__(self, twist: Callable[[Twist, Tensor, Tensor], Tensor], **numbers: object) -> None:
+        super().__init__()
+        self.twist, self.channels, self.outputs, self.squeezed = twist, 16, 16, nn.Conv2d(16, 4, 1)
+        for name, value in numbers.items():
+            setattr(self, name, value)
+        self.register_buffer("filter", torch.ones(16, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twist(self, x, F.conv2d(x, self.filter, groups=self.channels, padding=1))
+
+
+TWISTS = {
+    "a condition on two sizes": lambda m, x, y: x + y if m.channels == m.outputs else y,
+    "a condition on one": lambda m, x, y: y.relu() if m.channels >= 10 else y,
+    "a dilation": lambda m, x, y: F.max_pool2d(y, 3, 1, 1, m.channels // 8),
+    "a shift": lambda m, x, y: y.roll(m.channels // 2, 2),
+    "a divisor": lambda m, x, y: F.avg_pool2d(y, 2, divisor_override=m.channels),
+    "a number in a tensor": lambda m, x, y: y / torch.tensor([float(m.channels)]),
+    "a fill": lambda m, x, y: y / torch.full((1,), float(m.channels)),
+    "a constant of as many entries": lambda m, x, y: y + torch.arange(float(m.channels)).sum(),
+    "another entry of a list": lambda m, x, y: (
+        F.conv2d(x, m.filter, groups=m.sizes[0]).roll(m.sizes[1], 2)
+        + m.squeezed(x[..., :14, :14]).mean(1, keepdim=True)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TWISTS)
+def test_a_number_that_is_more_than_a_count_of_channels_changes_nothing(name: str) -> None:
+    model = network(Twist(TWISTS[name], sizes=[16, 4]))
+    space = search_space(model)
+    x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(1))
+    for seed in range(4):
+        policy = random_policy(space, seed)
+        with torch.no_grad():
+            ours, reference = extract(model, space, policy)(x), mask(model, space, policy)(x)
+        assert (ours - reference).abs().max() < 1e-5 * reference.abs().max()
+
+
+def test_what_one_module_holds_is_not_taken_over_where_it_means_something_else() -> None:
+    counts = Twist(lambda m, x, y: y)
+    shifts = Twist(lambda m, x, y: x.roll(m.number, 2), number=16)
+    shifts.channels, shifts.forward = 1, lambda x: shifts.twist(shifts, x, x)
+    counts.number = 4
+    model = network(nn.Sequential(counts, shifts))
+    space = search_space(model)
+    assert {site.parameter for site in space.size_sites} == {"2.0.channels"}
 
 
 def test_of_as_many_channels_those_are_found_that_the_number_counts() -> None:

@@ -157,3 +157,26 @@ def test_policies_of_other_spaces_and_misshapen_counts_are_refused() -> None:
         MacsCost(space).cost(other.full_policy())
     with pytest.raises(ValueError, match=r"counts must be \[num_policies, 6\]"):
         ParamsCost(space).costs(space.sizes)
+
+
+class Queries(nn.Module):
+    """Layers on learned rows that are repeated for each image, last, and on rows that are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows, self.table = nn.Parameter(torch.randn(5, 8)), nn.Parameter(torch.randn(2, 8))
+        self.conv, self.on_rows, self.on_table = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.on_rows(self.rows.unsqueeze(1).repeat(1, len(x), 1)).mean(0)
+        return self.head(self.conv(x).mean((2, 3)) + rows + self.on_table(self.table).mean(0))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_layer_on_constants_costs_what_it_costs_one_image_alone(batch_size: int) -> None:
+    model = Queries().eval()
+    space = trace(model, torch.zeros(batch_size, 3, 8, 8), divisor=2, min_keep_ratio=0.1)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 8, 8))
+    assert MacsCost(space).cost(space.full_policy()) == counter.get_total_flops() / 2
