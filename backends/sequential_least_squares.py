@@ -119,9 +119,9 @@ class SequentialLeastSquaresRecovery:
             if self._plan is None:
                 self._recover_with_hooks(network, targets, keep)
                 return
-            # A plan holds the numbers of the code that it was made from, such as sizes that surgery sets.
-            plan = make_plan(network) if skipped or self._space.size_sites else self._plan
-            assert plan is not None  # what skipped blocks become is traceable
+            # Its own: a plan holds the numbers in the code that it is made from, such as sizes that surgery sets.
+            plan = make_plan(network)
+            assert plan is not None  # what the dense network's code is, but for sizes and skipped blocks
             # A target is what one kind of step gives; where another is left of it, the layer stays as it was cut.
             kinds = {step.layer: _kind(step) for step in self._plan.steps if isinstance(step, LayerStep)}
             forward = _Forward(network, plan, self._batches, self._workers)
