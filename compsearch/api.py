@@ -77,8 +77,9 @@ def compress(
             policy, module, recovered = job.result(run_folder, parts)
             family = job.family_result(run_folder, parts)
             trials = trials_frame(path / TRIALS_FILE)
-    for network in filter(None, (module, recovered, *family.values())):
-        network.train(model.training)
+    for network in (module, recovered, *family.values()):
+        if network is not None:
+            network.train(model.training)
     return Compressed(module=module, policy=policy, trials=trials, summary=summary, recovered=recovered, family=family)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -128,6 +129,7 @@ def _run(command: str) -> None:
         path = Path(settings.runtime.output_dir)
         if settings.mode == RunMode.MULTIRUN and command == "search":
             multirun.run_job(config)
+            _remove_empty(path)
             return
         try:
             values, overrides = multirun.varied(config)
@@ -143,6 +145,8 @@ def _run(command: str) -> None:
             if settings.mode == RunMode.MULTIRUN:
                 raise
             failures.append(error)
+        finally:
+            _remove_empty(path)
 
     composition.register()
     hydra.main(
@@ -150,3 +154,10 @@ def _run(command: str) -> None:
     )(task)()
     if failures:
         raise failures[0]
+
+
+def _remove_empty(path: Path) -> None:
+    """Takes away the folder that Hydra made for a run that nothing has come of."""
+    with contextlib.suppress(OSError):  # in use, mostly
+        if not path.samefile(Path.cwd()):
+            path.rmdir()

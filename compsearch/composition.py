@@ -13,7 +13,7 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from omegaconf.errors import (
 )
 
 from compsearch.collaborators import collaborate
-from compsearch.schema import LEAST, Config, ExportConfig, setting_names, unknown_setting
+from compsearch.schema import LEAST, MISSING, Config, ExportConfig, setting_names, unknown_setting
 
 HYDRA_VERSION_BASE = "1.3"
 #: Characters of a variant in a run's name, which must stay below 255 bytes.
@@ -141,8 +141,10 @@ def _check_settings(settings: Mapping[str, Any], schema: type[Any] | None) -> No
             if key not in known:  # a + on the command line gets any key past Hydra
                 raise ValueError(unknown_setting(key, setting_names(schema)))
     for key, least in LEAST.items():
-        if settings.get(key, least) < least:
-            raise ValueError(f"`{key} >= {least}` must hold, but got {key}={settings[key]}")
+        group, _, name = key.rpartition(".")
+        value = (settings.get(group, {}) if group else settings).get(name, least)
+        if value < least:
+            raise ValueError(f"`{key} >= {least}` must hold, but got {key}={value}")
 
 
 def compose_config(overrides: Sequence[str], *, name: str = "config") -> dict[str, Any]:
@@ -187,11 +189,14 @@ def one_line(error: BaseException) -> str:
 def _unknown_key(error: ConfigAttributeError | ConfigKeyError) -> str:
     if error.object_type in (Config, ExportConfig):
         return unknown_setting(str(error.full_key), setting_names(error.object_type))
-    key, parent = str(error.full_key), error.parent_node if isinstance(error.parent_node, DictConfig) else {}
+    parent = OmegaConf.to_container(error.parent_node) if isinstance(error.parent_node, DictConfig) else {}
+    assert isinstance(parent, dict)
+    key, target = str(error.full_key), str(parent.get("_target_", ""))
     message = unknown_setting(key, [str(name) for name in parent if not str(name).startswith("_")])
-    target = "" if "_target_" not in parent else str(OmegaConf.to_container(parent)["_target_"])  # type: ignore[call-overload, index]
+    if target == MISSING:  # as yet: settings are set in the order typed
+        target = f"{key.rpartition('.')[0]}._target_"
     # All that our own classes take stands in conf/, of other people's we don't know.
-    is_ours = target.split(".")[0] in ("", "???", "backends", "compsearch", "searchers")
+    is_ours = target.split(".")[0] in ("", "backends", "compsearch", "searchers")
     return message if is_ours else f"{message}; +{key}=<value> passes it to {target}"
 
 
@@ -272,6 +277,27 @@ def check(node: Any, *, place: str = "") -> None:
         if "_target_" in node:
             scalars = {key: value for key, value in values.items() if not isinstance(value, dict | list)}
             _check_arguments(_target(node["_target_"], place), scalars, place)
+
+
+def check_complete(node: Mapping[str, Any], collaborators: Collection[str], *, place: str) -> None:
+    """Raises ValueError when the target of `node` requires what is neither in it nor one of the `collaborators`."""
+    bound = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        collaborate(partial(_target(node["_target_"], place), **bound), dict.fromkeys(collaborators))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def asks_for(node: Any, collaborators: Collection[str], *, place: str) -> bool:
+    """Whether a target in `node` would be passed any of `collaborators`. Raises ValueError as `make` does."""
+    if isinstance(node, list):
+        return any(asks_for(item, collaborators, place=f"{place}[{index}]") for index, item in enumerate(node))
+    if not isinstance(node, dict):
+        return False
+    names = [name for name in collaborators if name not in node]
+    return ("_target_" in node and any(takes(node, name, place=place) for name in names)) or any(
+        asks_for(value, collaborators, place=f"{place}.{key}") for key, value in node.items()
+    )
 
 
 def takes(node: Mapping[str, Any], argument: str, *, place: str) -> bool:

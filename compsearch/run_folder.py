@@ -32,6 +32,10 @@ _GLANCE_S = 0.05
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
 
+#: Stages that are no work: they only say what a run reads (`compsearch.inputs`).
+_IDLE_STAGES = ("inputs",)
+#: How often a folder that another process takes away as this one enters is made again.
+_ATTEMPTS = 10
 _MISSING = "(not set)"
 #: Settings that an error names; the rest are counted.
 _MOST_NAMED = 6
@@ -48,7 +52,7 @@ class RunFolder:
     there. `config` is plain values (what YAML can say). `ignore` names dotted keys, each with everything below it,
     that may differ from what the run was begun with because no result depends on them; config.yaml keeps its first
     content. As long as nothing has come of a run, another config takes the place of its first; when it is left for an
-    error of the user's then, the folder goes.
+    error of the user's then, its files go, and its folder unless that was there without a run.
 
     The lock is the operating system's and ends with the process, however that ends: ``kill -9`` leaves nothing to
     clean up.
@@ -62,28 +66,49 @@ class RunFolder:
         self._config_text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         self._ignore = tuple(ignore)
         self._lock: int | None = None
+        self._is_ours = False
 
     def __enter__(self) -> Self:
         with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._refuse_foreign_content()
-            self._lock = _acquire(self.path / LOCK_FILE)
-            _held.add(self)
+            is_made, names = self._open()
+        is_locked = LOCK_FILE in names
+        self._is_ours = is_made or is_locked
         try:
             with disk_errors(self.path):
+                has_begun = self._has_begun()
+                if has_begun:
+                    self._refuse_another_config()
+                elif CONFIG_FILE in names and not is_locked and (self.path / CONFIG_FILE).exists():
+                    raise RunFolderError(_not_its_own(self.path, f"a {CONFIG_FILE} that is no run's"))
                 for leftover in self.path.glob(atomic.TEMPORARY_PATTERN):
                     leftover.unlink()
-                if self._has_begun():
-                    self._refuse_another_config()
-                else:
+                if not has_begun:
                     # What was typed before may have been what kept it from beginning.
                     for name in (OVERRIDES_FILE, STAGES_FILE):
                         (self.path / name).unlink(missing_ok=True)
                     atomic.write_text(self.path / CONFIG_FILE, self._config_text)
         except BaseException:
+            if not is_locked:
+                with contextlib.suppress(OSError):
+                    (self.path / LOCK_FILE).unlink()
             self.close()
             raise
         return self
+
+    def _open(self) -> tuple[bool, set[str]]:
+        """Locks the folder. Returns whether it had to be made, and what was in it."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                is_made = _make_folder(self.path)
+                names = self._content()
+                self._lock = _acquire(self.path / LOCK_FILE)
+            except FileNotFoundError:  # another process has just left it, and took it away
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+            else:
+                _held.add(self)
+                return is_made, names
+        raise AssertionError("the last attempt returns or raises")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -163,27 +188,28 @@ class RunFolder:
         """Whether anything has come of the config that is there, so that it must not change."""
         names = {entry.name for entry in self.path.iterdir()}
         idle = {CONFIG_FILE, OVERRIDES_FILE, ERROR_FILE}
-        if STAGES_FILE in names and not any(self._stages().values()):
+        if not any(found for stage, found in self._stages().items() if stage not in _IDLE_STAGES):
             idle.add(STAGES_FILE)
         return CONFIG_FILE in names and any(not _precedes_config(name) and name not in idle for name in names)
 
     def _remove_unbegun(self) -> None:
         """Takes away what entering made, when nothing has come of it and nothing else is there."""
-        own = (CONFIG_FILE, OVERRIDES_FILE, STAGES_FILE, LOCK_FILE)
+        # The config late: a process that enters meanwhile takes other files without one for somebody else's.
+        own = (OVERRIDES_FILE, STAGES_FILE, CONFIG_FILE, LOCK_FILE)
         if self._lock is None or self._has_begun() or any(entry.name not in own for entry in self.path.iterdir()):
             return
         for name in own:
             (self.path / name).unlink(missing_ok=True)
-        self.path.rmdir()
+        if self._is_ours:
+            self.path.rmdir()
 
-    def _refuse_foreign_content(self) -> None:
-        names = [entry.name for entry in self.path.iterdir()]
+    def _content(self) -> set[str]:
+        """What is in the folder. Raises RunFolderError when that is something other than a run."""
+        names = {entry.name for entry in self.path.iterdir()}
         foreign = [name for name in names if not _precedes_config(name)]
         if foreign and CONFIG_FILE not in names:
-            raise RunFolderError(
-                f"a run needs a folder of its own, but {self.path} holds {min(foreign)!r} and no {CONFIG_FILE}; "
-                "give another run_name, or move what is there"
-            )
+            raise RunFolderError(_not_its_own(self.path, f"{min(foreign)!r} and no {CONFIG_FILE}"))
+        return names
 
     def _refuse_another_config(self) -> None:
         differing = differing_keys(read_config(self.path), yaml.safe_load(self._config_text), ignore=self._ignore)
@@ -259,15 +285,30 @@ def _precedes_config(name: str) -> bool:
     return name in {LOCK_FILE, ".hydra"} or name.endswith(".log") or (name.startswith(".") and name.endswith(".tmp"))
 
 
+def _not_its_own(path: Path, content: str) -> str:
+    return f"a run needs a folder of its own, but {path} holds {content}; give another run_name, or move what is there"
+
+
+def _make_folder(path: Path) -> bool:
+    """Whether it was not there."""
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
 def _acquire(path: Path) -> int:
+    """The locked file `path`. Raises FileNotFoundError when its last owner has removed it meanwhile."""
     while True:
         descriptor = _locked(path)
         try:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        os.close(descriptor)  # its last owner removed it while we waited for it
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
 
 
 def _locked(path: Path) -> int:

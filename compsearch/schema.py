@@ -13,7 +13,7 @@ from typing import Any
 
 MISSING: Any = "???"
 #: The least that a number may be, where it takes long until what needs it is built.
-LEAST = {"seed": 0, "trials": 1}
+LEAST = {"seed": 0, "trials": 1, "finalist.num": 1}
 
 
 @dataclass

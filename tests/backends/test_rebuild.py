@@ -1,6 +1,7 @@
 """Rebuilding a network around other tensors leaves everything else as `copy.deepcopy` does."""
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ def network() -> nn.Module:
     model.features[1].block[0][1].eval()
     model.features[1].block[0][0].weight.requires_grad_(False)
     return model
+
+
+class Named(list[int]):
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Text(str):
+    notes: list[int]
 
 
 def unchanged(name: str, tensor: Tensor) -> Tensor:
@@ -42,6 +52,20 @@ def test_a_rebuilt_network_has_what_deepcopy_gives_it() -> None:
     assert [parameter.requires_grad for parameter in rebuilt.parameters()] == wanted
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(rebuilt.eval()(images), copied.eval()(images))
+
+
+def test_what_users_give_torchs_layers_is_copied_as_deepcopy_does() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.ReLU())
+    model[0].stats = defaultdict(list)
+    model[1].log = model[2].log = []
+    model[1].named, model[1].text = Named("empty"), Text("text")
+    model[1].text.notes = []
+    rebuilt = rebuild(model, unchanged)
+    rebuilt[0].stats["seen"].append(1)
+    assert not model[0].stats
+    assert rebuilt[1].log is rebuilt[2].log is not model[1].log
+    assert rebuilt[1].named.name == "empty"
+    assert rebuilt[1].text.notes is not model[1].text.notes
 
 
 def test_nothing_that_can_change_is_shared_with_the_network_given() -> None:

@@ -32,6 +32,11 @@ class Dictionary(Small):
         return {"logits": super().forward(x)}
 
 
+class Sized(Small):
+    def __len__(self) -> int:
+        return 0
+
+
 def images(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_images) % 3
@@ -62,6 +67,13 @@ def test_a_module_and_tensors_give_a_smaller_module_within_budget() -> None:
         accuracy = (network.eval()(x).argmax(1) == labels).float().mean()
         assert row is not None
         assert row.accuracy_test == pytest.approx(float(accuracy))
+
+
+def test_a_network_of_no_length_comes_back_in_the_mode_it_was_given_in() -> None:
+    torch.manual_seed(0)
+    given = {"train": images(120, 0), "test": images(30, 1), "searcher": "uniform"}
+    options = ["finetune.epochs=0", "latency.repetitions=3", "space.divisor=1"]
+    assert compsearch.compress(Sized().train(), overrides=options, **given).module.training
 
 
 def test_a_kept_folder_is_not_searched_again(tmp_path: Path) -> None:

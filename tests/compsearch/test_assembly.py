@@ -6,7 +6,7 @@ import pytest
 from quick import QUICK
 
 from compsearch.assembly import assemble
-from compsearch.composition import compose_config
+from compsearch.composition import asks_for, compose_config
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,12 @@ from compsearch.composition import compose_config
         ("recover.batch_size=1", "recover: `batch_size >= 2` must hold"),
         ("calibration.num_images=0", "num_images"),
         ("budget.cost_ratio=0.001", "cost_ratio=0.001"),
+        ("sizes.level=0", "`1 <= sizes.level <= 9` must hold"),
+        ("searcher=legr searcher.evolution.population_size=0", "searcher.evolution: .* population_size=0"),
+        ("searcher=amc searcher.agent.batch_size=-4", r"searcher.agent: `agent.batch_size >= 1` must hold"),
+        ("searcher=amc ~searcher.agent.tau", "searcher.agent: .* but tau is neither"),
+        ("searcher=amc ~searcher.agent", "searcher: .* but agent is neither"),
+        ("searcher=proxylessnas searcher.cost_loss.form=foo", "`cost_loss.form` must be one of"),
     ],
 )
 def test_what_no_weights_are_needed_to_refuse_is_refused_before_training(
@@ -27,8 +33,21 @@ def test_what_no_weights_are_needed_to_refuse_is_refused_before_training(
         raise AssertionError("the network is trained")
 
     monkeypatch.setattr("backends.dense_network.trained_weights", train)
-    config = compose_config([*QUICK, "searcher=uniform", f"cache_dir={tmp_path}", "run_name=run", setting])
+    config = compose_config([*QUICK, "searcher=uniform", f"cache_dir={tmp_path}", "run_name=run", *setting.split()])
     with pytest.raises(ValueError, match=message):
         assemble(config)
     with pytest.raises(AssertionError, match="is trained"):
         assemble(compose_config([*QUICK, "searcher=uniform", f"cache_dir={tmp_path}", "run_name=run"]))
+
+
+def test_what_asks_for_a_collaborator_is_left_for_later() -> None:
+    options = {"_target_": f"{__name__}.options", "seed": 1}
+    asked = {"_target_": f"{__name__}.options"}
+    for node in ({"inner": asked}, [asked], {**asked, "seed": asked}, asked):
+        assert asks_for(node, {"seed"}, place="searcher")
+    for node in (options, {"inner": [options]}, 3):
+        assert not asks_for(node, {"seed"}, place="searcher")
+
+
+def options(seed: int) -> int:
+    return seed

@@ -148,15 +148,20 @@ def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:
         (["model.weights=missing.pt"], ["missing.pt"]),
         (["dataset=imagefolder", "dataset.build.root=nowhere"], ["nowhere"]),
         (["device=cuda:77"], ["cuda:77"]),
+        (["trials=0"], ["trials >= 1"]),
+        (["searcher=legr", "searcher.evolve_only=foo"], ["searcher.evolve_only", "'foo'"]),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
+def test_bad_input_is_one_line_and_exit_code_1_and_leaves_no_folder(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
     code, out, err = run(tmp_path, *FAST, *arguments)
     assert code == 1
     assert "Traceback" not in out + err
     last = err.strip().splitlines()[-1]
     assert last.startswith("compsearch: error: ")
     assert all(word in last for word in words), last
+    assert not list(tmp_path.glob("results/*"))
 
 
 @pytest.mark.parametrize("arguments", [["insepct"], ["inspect", "help"], ["-m", "seed=0,1", "latncy"]])
@@ -215,6 +220,18 @@ def test_a_folder_of_another_configuration_is_refused_naming_the_keys(tmp_path: 
     code, _, err = run(tmp_path, *command, "budget.cost_ratio=0.7")
     assert code == 1
     assert "budget.cost_ratio" in err.strip().splitlines()[-1]
+
+
+def test_what_fails_in_an_empty_working_directory_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr(sys, "argv", ["compsearch", "inspect", "trials=0"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "trials >= 1" in capsys.readouterr().err
+    assert tmp_path.is_dir()
 
 
 def test_inspect_prints_the_groups_and_what_is_frozen(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_torchvision_names_are_models(name: str) -> None:
         ("model=resnet51", ["model/resnet51", "resnet50"]),
         ("dataset=mnist", ["dataset/mnist", "digits", "cifar10"]),
         ("budget.cost_ratio=half", ["cost_ratio"]),
+        ("finalist.num=0", ["`finalist.num >= 1` must hold, but got finalist.num=0"]),
     ],
 )
 def test_a_bad_override_is_one_line_that_names_it(override: str, words: list[str]) -> None:
@@ -142,6 +143,9 @@ def test_arguments_of_other_peoples_classes_may_be_added() -> None:
     with pytest.raises(ValueError, match=re.escape("is not; there are none; +model.build.depth=<value> passes it to")):
         compose_config([*own, "model.build.depth=3"])
     assert compose_config([*own, "+model.build.depth=3"])["model"]["build"]["depth"] == 3
+    model, name, target, run_name = own
+    with pytest.raises(ValueError, match=re.escape("+model.build.depth=<value> passes it to model.build._target_")):
+        compose_config([model, name, "model.build.depth=3", target, run_name])
 
 
 def test_an_unknown_setting_of_an_export_is_compared_with_those_of_exports() -> None:

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from compsearch import atomic
+from compsearch.inputs import INPUTS_STAGE
 from compsearch.run_folder import RunFolder, RunFolderError, is_in_use, read_config
 
 CONFIG = {"seed": 0, "budget": {"cost_ratio": 0.5}, "device": "auto"}
@@ -20,6 +22,18 @@ from compsearch.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1]), {"seed": 0}):
     print("held", flush=True)
     sys.stdin.read()
+"""
+COME_AND_GO = """
+import sys
+from pathlib import Path
+from compsearch.run_folder import RunFolder
+for _ in range(60):
+    try:
+        with RunFolder(Path(sys.argv[1]), {"seed": 0}):
+            raise ValueError("bad input")
+    except ValueError as error:
+        if str(error) != "bad input" and "is in use by" not in str(error):
+            print(error)
 """
 
 
@@ -64,13 +78,14 @@ def test_a_run_of_which_nothing_has_come_takes_another_configuration(tmp_path: P
     with RunFolder(tmp_path / "run", CONFIG) as folder:
         folder.write_text("overrides.yaml", "[seed=0]")
         folder.finish("learned", {})
+        folder.finish(INPUTS_STAGE, {"network": "a fingerprint"})
     with RunFolder(tmp_path / "run", {**CONFIG, "seed": 1}) as folder:
         assert read_config(folder.path)["seed"] == 1
-        assert folder.result("learned") is None
+        assert folder.result("learned") is folder.result(INPUTS_STAGE) is None
         assert not (folder.path / "overrides.yaml").exists()
 
 
-def broken_run(path: Path, error: Exception, *, file: str, stages: dict[str, dict[str, float]]) -> None:
+def broken_run(path: Path, error: Exception, *, file: str, stages: dict[str, dict[str, Any]]) -> None:
     """A run that writes `file`, finishes `stages` and raises `error`."""
     with RunFolder(path, CONFIG) as folder:
         folder.write_text(file, "text")
@@ -79,10 +94,40 @@ def broken_run(path: Path, error: Exception, *, file: str, stages: dict[str, dic
         raise error
 
 
-def test_bad_input_before_anything_has_come_of_a_run_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such weights"):
-        broken_run(tmp_path / "run", ValueError("no such weights"), file="overrides.yaml", stages={"learned": {}})
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize("stages", [{"learned": {}}, {"learned": {}, INPUTS_STAGE: {"network": "a fingerprint"}}])
+def test_bad_input_before_anything_has_come_of_a_run_leaves_no_folder(
+    tmp_path: Path, stages: dict[str, dict[str, Any]]
+) -> None:
+    with RunFolder(tmp_path / "run", CONFIG):
+        pass  # a run that was killed
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such weights"):
+            broken_run(tmp_path / "run", ValueError("no such weights"), file="overrides.yaml", stages=stages)
+        assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_leaves_an_empty_folder_that_was_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="bad input"):
+        broken_run(tmp_path, ValueError("bad input"), file="overrides.yaml", stages={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_that_is_no_runs_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: true")
+    (tmp_path / ".mine.tmp").touch()
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match=r"holds a config.yaml that is no run's; give another run_name"):
+            broken_run(tmp_path, ValueError("bad input"), file="overrides.yaml", stages={})
+        assert (tmp_path / "config.yaml").read_text() == "mine: true"
+        assert {path.name for path in tmp_path.iterdir()} == {"config.yaml", ".mine.tmp"}
+
+
+def test_a_run_that_was_copied_without_its_lock_goes_on(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        folder.finish("dense", {"accuracy": 0.9})
+    (tmp_path / "run" / ".lock").unlink()
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        assert folder.result("dense") == {"accuracy": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +163,33 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(
     with RunFolder(tmp_path / "run", CONFIG) as folder:
         assert times == 2
         assert is_in_use(folder.path)
+
+
+@pytest.mark.parametrize("step", ["mkdir", "iterdir"])
+def test_a_folder_that_goes_as_a_process_enters_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    does, times = getattr(Path, step), 0
+
+    def late(path: Path, **options: Any) -> Any:
+        nonlocal times
+        found = does(path, **options)
+        times += 1
+        if times == 1:  # another process leaves the folder, and takes it away
+            path.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, step, late)
+    with RunFolder(tmp_path / "run", CONFIG) as folder:
+        assert times > 1
+        assert is_in_use(folder.path)
+
+
+def test_processes_that_enter_and_leave_one_folder_find_it_in_use_at_most(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", COME_AND_GO, str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    assert [process.communicate()[0] for process in processes] == ["", "", ""]
 
 
 def test_many_settings_that_differ_are_counted(tmp_path: Path) -> None:
