@@ -12,9 +12,8 @@ def collaborate(factory: Callable[..., Any], available: Mapping[str, Any]) -> di
     """The `available` collaborators that the signature of `factory` names, to be passed by keyword.
 
     Looks through `functools.partial`: what the partial binds already stands, even where a collaborator has that name.
-    ``**kwargs`` gets none: what it hands them to may know none of them. Raises ValueError, in one line, when the
-    factory requires a name that is neither bound nor available, or when the partial binds a name that the factory
-    lacks.
+    A factory that takes ``**kwargs`` gets every collaborator. Raises ValueError, in one line, when the factory
+    requires a name that is neither bound nor available, or when the partial binds a name that the factory lacks.
     """
     target, bound = (factory.func, factory.keywords) if isinstance(factory, functools.partial) else (factory, {})
     name = getattr(target, "__qualname__", repr(target))
@@ -38,7 +37,7 @@ def collaborate(factory: Callable[..., Any], available: Mapping[str, Any]) -> di
             f"{name} must be given every argument without a default, but {', '.join(missing)} is neither configured "
             f"nor a collaborator; collaborators are {_list(available)}"
         )
-    return {key: value for key, value in available.items() if key in named and key not in bound}
+    return {key: value for key, value in available.items() if (takes_all or key in named) and key not in bound}
 
 
 def _list(names: Any) -> str:

@@ -237,12 +237,14 @@ def make(node: Any, available: Mapping[str, Any], *, place: str = "") -> Any:
 def make_network(node: Mapping[str, Any], available: Mapping[str, Any]) -> Any:
     """Builds the dense network that `node`, at ``model.build``, names, as `make` does.
 
-    A target that takes any keyword, as timm.create_model does, is also told the number of classes, unless it refuses.
-    Raises ValueError for arguments that it can't be called with.
+    A target that takes any keyword, as timm.create_model does, is told the number of classes, unless it refuses it, and
+    of the other collaborators those it names. Raises ValueError for arguments that it can't be called with.
     """
     attempts = [node]
-    if _takes_any(_target(node["_target_"], "model.build")) and "num_classes" not in node:
-        attempts.insert(0, {**node, "num_classes": available["num_classes"]})
+    if _takes_any(_target(node["_target_"], "model.build")):
+        if "num_classes" not in node:
+            attempts.insert(0, {**node, "num_classes": available["num_classes"]})
+        available = {name: value for name, value in available.items() if takes(node, name, place="model.build")}
     for attempt in attempts:
         try:
             return make(attempt, available, place="model.build")

@@ -22,8 +22,8 @@ def test_what_a_partial_binds_stands() -> None:
     assert factory(**collaborate(factory, AVAILABLE)).given == (1, 99, 7, 5)
 
 
-def test_keywords_that_are_handed_on_get_nothing() -> None:
-    assert collaborate(lambda **kw: kw, AVAILABLE) == {}
+def test_a_factory_with_keywords_gets_everything() -> None:
+    assert collaborate(lambda **kw: kw, AVAILABLE) == AVAILABLE
 
 
 def test_a_factory_that_names_nothing_gets_nothing() -> None:
