@@ -129,11 +129,15 @@ def _dense_runs(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[Subject, Lab
 
 def _dense_run(subject: Subject, labels: Labels, *, training: bool) -> Run:
     """Follows the dense network; again where channels of one tensor were tied, as rules ask what is tied already."""
-    singles = None if training or subject.batch_size == 1 else _products_of_one(subject)
-    run = _dense_pass(subject, labels, singles, training=training)
-    if singles is not None and len(singles) != len(run.tracer.products):
-        singles = None
-        run = _dense_pass(subject, labels, singles, training=training)
+    run = _dense_pass(subject, labels, None, training=training)
+    singles = None
+    if not training and subject.batch_size > 1 and not run.tracer.all_of_images:
+        singles = _products_of_one(subject)
+        if singles is not None and len(singles) == len(run.tracer.products):
+            labels.forget_meetings()
+            run = _dense_pass(subject, labels, singles, training=training)
+        else:
+            singles = None
     settled = not labels.ties_within_an_axis()
     while not settled:
         before = labels.progress()

@@ -29,7 +29,7 @@ def convolution(t: Tracer, call: Call, out: Tensor) -> Mark:
     x, weight = call.first, call["weight"]
     transposed, groups = bool(call.arguments.get("transposed", False)), int(call["groups"])
     spatial = x.shape[2:] if transposed else out.shape[2:]
-    macs = t.macs(x.shape[0] * math.prod(spatial) * weight.numel())
+    macs = t.macs(call, x.shape[0] * math.prod(spatial) * weight.numel())
     mark = t.mark(weight)
     if not isinstance(mark, Weight) or None in mark.axes[:2]:
         t.constant_macs += macs
@@ -107,7 +107,7 @@ def matrix_product(t: Tracer, call: Call, out: Tensor) -> Mark:
 
 
 def _product(t: Tracer, call: Call, left: Tensor, right: Tensor) -> Channels:
-    macs = t.macs(left.numel() * right.shape[-1])
+    macs = t.macs(call, left.numel() * right.shape[-1])
     sides = [t.mark(left), t.mark(right)]
     weights = [isinstance(side, Weight) and None not in side.axes[-2:] for side in sides]
     batched = [math.prod(tensor.shape[:-2]) > 1 for tensor in (left, right)]

@@ -156,6 +156,9 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last: list[Tensor] = []
         self._rules = rules
         self._marks: Any = WeakTensorKeyDictionary()
+        #: Whether each of these operations works on something computed from the network's input.
+        self.all_of_images = True
+        self._of_images: Any = WeakTensorKeyDictionary()
         self._singles = singles
         self._batch_size = 1
         self._written: set[int] = set()
@@ -245,12 +248,16 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         met = [labels.numpy().ravel() for labels in (*carried, *self._last)]
         return np.unique(self.labels.roots(np.concatenate([np.zeros(0, dtype=np.int64), *met])))
 
-    def macs(self, macs: int) -> int:
+    def macs(self, call: Call, macs: int) -> int:
         """What an operation of as many multiply-accumulates adds to those of all images, each run alone."""
         self.products.append(macs)
+        self.all_of_images &= self._is_of_images(call)
         if self._singles is None or len(self.products) > len(self._singles):
             return macs
         return self._singles[len(self.products) - 1] * self._batch_size
+
+    def _is_of_images(self, call: Call) -> bool:
+        return any(tensor in self._of_images for tensor in call.tensors)
 
     def as_before(self, choice: bool) -> bool:
         """A rule's choice that depends on sizes: that of the dense network, when this one follows what is left of it.
@@ -281,6 +288,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._batch_size = leaves[0].shape[0] if leaves and leaves[0].dim() else 1
         for place, leaf in enumerate(leaves):
             self.program.name(leaf, f"input {place}")
+            self._of_images[leaf] = True
             self._marks[leaf] = Channels(torch.zeros((1,) * leaf.dim(), dtype=torch.int64), "the network's input")
 
     # The mode itself.
@@ -339,6 +347,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             call = self._before(func, call, args, kwargs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if self._is_of_images(call):
+            self._of_images.update(dict.fromkeys(outputs, True))
         if is_fill:
             for output in outputs:
                 self._put(call, output, Channels(torch.full((1,) * output.dim(), ANY), "a constant"))

@@ -123,9 +123,10 @@ def main() -> None:
         print(f"ResNet-56 at {100 * ratio:.1f}% of its MACs, {setting.search.num_images} images,", end=" ")
         print(f"{setting.calibration.num_images} for calibration, {torch.get_num_threads()} threads\n")
         rate = _matrix_rate(options.rounds)
-        recovered = _compare(setting, options.rounds)
+        regressions = _Regressions(setting)
+        recovered = _compare(setting, regressions, options.rounds)
         _ladder(setting, recovered, options.rounds, rate)
-    _print_memory()
+    _print_memory(regressions.num_bytes)
 
 
 def _random_images(folder: Path, num_images: int) -> Path:
@@ -181,7 +182,7 @@ def _matrix_rate(rounds: int) -> float:
 # --- per policy: recovery and score, three ways ----------------------------------------------------------------------
 
 
-def _compare(setting: Setting, rounds: int) -> nn.Module:
+def _compare(setting: Setting, regressions: _Regressions, rounds: int) -> nn.Module:
     """Prints the table of whole scores; returns the network recovered by least squares."""
     recoveries: Mapping[str, Recovery] = {
         "none": NoRecovery(),
@@ -193,7 +194,6 @@ def _compare(setting: Setting, rounds: int) -> nn.Module:
         ),
         "lsq": _least_squares(setting),
     }
-    regressions = _Regressions(setting)
     print(f"{'recovery':9}{'':14}{'recover':>9}{'score':>8}{'total':>8}{'median':>8}{'ratio':>7}   predictions equal")
     recovered: nn.Module | None = None
     for name, recovery in recoveries.items():
@@ -301,6 +301,11 @@ class _Regressions:
         for name in self._kept:
             refitted_at(dense, name).register_forward_hook(functools.partial(hook, name))
         _batched(dense, setting.calibration.images, BATCH)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the released code keeps in memory for it."""
+        return sum(4 * part.numel() for lists in self._samples.values() for parts in lists for part in parts)
 
     def __call__(self) -> nn.Module:
         network = mask(self._setting.model, self._setting.space, self._setting.policy)
@@ -410,7 +415,7 @@ def _folded(network: nn.Module) -> nn.Module:
     return network
 
 
-def _print_memory() -> None:
+def _print_memory(features: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     model = torchvision.models.resnet50()
     space = trace(model, torch.zeros(2, 3, 224, 224), divisor=8, min_keep_ratio=0.1)
@@ -432,7 +437,8 @@ def _print_memory() -> None:
         max_gram_gib=4.0,
     )
     size = sum(one.second.numel() * 4 for one in recovery.moments.values()) / 2**30
-    print(f"peak memory {peak:.2f} GiB; moments of torchvision's resnet50 {size:.2f} GiB, layers left out: ", end="")
+    print(f"peak memory {peak:.2f} GiB, {features / 2**30:.2f} of it the features of (a)'s regressions")
+    print(f"moments of torchvision's resnet50 {size:.2f} GiB, layers left out: ", end="")
     print(", ".join(recovery.left_out) or "none")
 
 

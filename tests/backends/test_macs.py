@@ -16,8 +16,11 @@ from compsearch.space import Policy, SearchSpace
 
 FAMILIES = [
     *("alexnet", "convnext_tiny", "googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf"),
-    *("resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11", "vit_b_16"),
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("densenet121", "efficientnet_b0", "maxvit_t", "swin_t")),
+    *("resnet18", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "vgg11"),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("densenet121", "efficientnet_b0", "maxvit_t", "swin_t", "vit_b_16")
+    ),
 ]
 OPTIONS = {"googlenet": {"init_weights": False}, "vit_b_16": {"image_size": 32}}
 SIZES = {"alexnet": 63, "maxvit_t": 224}

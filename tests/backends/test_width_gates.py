@@ -49,7 +49,9 @@ def random_path(gates: WidthGates, seed: int) -> IntArray:
     return np.array([rng.integers(size) for size in gates.candidates.sizes])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", pytest.param("densenet121", marks=pytest.mark.slow), "shufflenet_v2_x0_5"]
+)
 def test_a_path_computes_what_the_extracted_network_computes(name: str) -> None:
     with isolated_rng(0):
         model = torchvision_model(name=name, num_classes=10).eval()
