@@ -6,9 +6,11 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -174,11 +176,17 @@ def _leave(tracer: Tracer, module: nn.Module, inputs: Any, output: Any) -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Attention as its operations, not one fused call per encoder; the global generator kept as it was."""
+    """Attention as its operations, not one fused call per encoder; global generators kept as they were.
+
+    So every run draws the same, and runs of a forward that goes by chance can be compared.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002

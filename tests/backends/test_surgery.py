@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import random
 
 import numpy as np
 import pytest
@@ -666,6 +667,29 @@ def test_parts_that_run_in_training_only_are_cut_to_fit() -> None:
 
 
 # What extraction leaves as it was.
+
+
+class ByChance(nn.Module):
+    """In training a branch is skipped now and then, and there is another head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.convs = conv(3, 16), nn.ModuleList(conv(16, 16) for _ in range(8))
+        self.head, self.other = Head(16), Head(16)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.stem(x)
+        for layer in self.convs:
+            if not self.training or random.random() < 0.5:
+                x = x + F.relu(layer(x))
+        return (self.head(x), self.other(x)) if self.training else self.head(x)
+
+
+def test_a_forward_that_goes_by_chance_is_followed_and_leaves_the_generators_alone() -> None:
+    state = random.getstate()
+    space = search_space(seeded(ByChance))
+    assert [group.name for group in space.groups] == ["stem"]
+    assert random.getstate() == state
 
 
 def test_the_model_given_is_not_changed() -> None:
