@@ -19,8 +19,9 @@ from backends.label_layers import LAYERS
 from backends.label_moves import MOVES
 from backends.label_values import FILLS, VALUES, pointwise
 from backends.labels import Labels
+from backends.operations import Rules
 from backends.surgery import named_tensors, plain_tensors, rebuild
-from backends.tracer import Rules, Tracer
+from backends.tracer import Tracer
 from compsearch.space import IntArray
 
 _RULES = Rules(LAYERS, VALUES | MOVES, pointwise, FILLS)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from backends.label_values import combine
 from backends.labels import ANY, NONE, Channels, Mark, Weight
-from backends.tracer import Call, LayerRecord, Rule, Tracer, register
+from backends.operations import Call, Rule, register
+from backends.tracer import LayerRecord, Tracer
 
 LAYERS: dict[str, Rule] = {}
 

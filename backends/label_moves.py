@@ -14,7 +14,8 @@ from torch import Tensor
 
 from backends.label_values import combine
 from backends.labels import ANY, NONE, Channels, Mark, Weight
-from backends.tracer import Call, Rule, Tracer, register
+from backends.operations import Call, Rule, register
+from backends.tracer import Tracer
 
 MOVES: dict[str, Rule] = {}
 

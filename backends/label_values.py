@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from backends.labels import ANY, NONE, Channels, Mark, Weight
-from backends.tracer import Call, Rule, Tracer, register
+from backends.operations import Call, Rule, register
+from backends.tracer import Tracer
 
 VALUES: dict[str, Rule] = {}
 

@@ -43,6 +43,10 @@ class Step:
     shapes: tuple[tuple[int, ...], ...]
     may_differ: tuple[frozenset[int], ...]
 
+    @property
+    def operation(self) -> str:
+        return str(self.taken[0])
+
     def allows(self, other: Step) -> bool:
         """Whether another network's step does the same, but for sizes that may differ."""
         return (

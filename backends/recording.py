@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from backends.forwards import output_tensors, undisturbed
 from backends.label_layers import LAYERS, batch_norm, convolution, matrix_product
 from backends.label_values import FILLS
+from backends.operations import is_composite
 from backends.surgery import named_tensors, plain_tensors
-from backends.tracer import is_composite
 from compsearch.space import FloatArray
 
 #: Operations that are a layer when one of their operands is the layer's weight.

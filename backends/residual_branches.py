@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import forwards
 from backends.label_layers import LAYERS, attention, convolution, matrix_product
+from backends.operations import is_composite
 from backends.skip_trial import Branch, Places, Site, Trial, operation_name, random_inputs, tensors_in
 from backends.surgery import named_tensors
-from backends.tracer import is_composite
 from compsearch.space import KEEP, ZERO, Block, Operation
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from backends import forwards
 from backends.label_layers import LAYERS
+from backends.operations import is_composite
 from backends.skipping import silence, skip
 from backends.surgery import rebuild
-from backends.tracer import is_composite
 
 _ADDITIONS = frozenset({"add", "add_"})
 #: Logits of two ways to skip may differ by this fraction of the largest.

@@ -7,8 +7,7 @@ carries. Rules are small: they unify labels, freeze them, or move them along wit
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,37 +20,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from backends.held_sizes import Meetings
 from backends.labels import ANY, NONE, Channels, Conflict, Labels, Mark, Weight
+from backends.operations import Call, Rule, Rules, is_composite
 from backends.program import Program
 from compsearch.space import IntArray
-
-
-class Call:
-    """One operation: its `name` (no namespace, no in-place underscore) and arguments by name, defaults included."""
-
-    def __init__(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        schema = func._schema
-        name = schema.name.partition("::")[2]
-        self.is_inplace = name.endswith("_") and not name.endswith("__")
-        self.name = name.removesuffix("_") if self.is_inplace else name
-        self.arguments: dict[str, Any] = {
-            declared.name: args[index] if index < len(args) else kwargs.get(declared.name, declared.default_value)
-            for index, declared in enumerate(schema.arguments)
-        }
-        self.tensors: list[Tensor] = [leaf for leaf in tree_leaves([args, kwargs]) if isinstance(leaf, Tensor)]
-
-    def __getitem__(self, argument: str) -> Any:
-        return self.arguments[argument]
-
-    @property
-    def first(self) -> Any:
-        """The argument that every aten operation names differently: self, input, tensors."""
-        return next(iter(self.arguments.values()))
-
-    def dim(self, argument: str = "dim") -> int:
-        """A dimension of the first argument, counted from the front."""
-        ndim: int = self.first.dim()
-        return int(self[argument]) % max(1, ndim)
-
 
 #: What a norm does with a mean or variance before, and when, it goes back to the channels.
 _NORM_STEPS = frozenset(
@@ -60,18 +31,6 @@ _NORM_STEPS = frozenset(
         *("clamp", "clamp_min", "maximum", "expand", "expand_as", "_to_copy", "clone", "alias", "detach"),
     )
 )
-
-Rule = Callable[["Tracer", Call, Any], "Mark | Sequence[Mark | None] | None"]
-
-
-def register(table: dict[str, Rule], *names: str) -> Callable[[Rule], Rule]:
-    """Enters a rule into a table under operation names."""
-
-    def enter(rule: Rule) -> Rule:
-        table.update(dict.fromkeys(names, rule))
-        return rule
-
-    return enter
 
 
 @dataclass
@@ -94,32 +53,12 @@ class LayerRecord:
     macs: int = 0
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Rules by operation name; `layers` of them count even among constants.
-
-    `pointwise` is the rule of elementwise operations, `fills` are the operations that make a tensor of one value.
-    """
-
-    layers: Mapping[str, Rule]
-    others: Mapping[str, Rule]
-    pointwise: Rule
-    fills: frozenset[str]
-
-    def find(self, func: Any, name: str) -> Rule | None:
-        """The rule of an operation, if there is one."""
-        if func.namespace == "aten" and (name in self.layers or name in self.others):
-            return self.layers.get(name) or self.others[name]
-        return self.pointwise if is_pointwise(func) else None
-
-
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows labels through everything that runs while it is active.
 
     `tensors` are the model's parameters and buffers with the labels of each dimension. `dense` is the tracer of the
-    dense network when this one follows what was left of it: it must then do the same, and elementwise operations must
-    get the same plain numbers, as those could be computed from a size. `singles` are the `products` of a run on one
-    image: what an operation costs one image can't be told from several, where it may run once for all.
+    dense network when this one follows what was left of it: it must then do the same. `singles` are the `products` of a
+    run on one image: what an operation costs one image can't be told from several, where it may run once for all.
     """
 
     def __init__(
@@ -134,7 +73,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.labels = labels
         #: Names of the parameters and buffers that operations took.
         self.used: set[str] = set()
-        self.numbers: list[tuple[str, tuple[float | complex, ...]]] = []
         self.program = Program()
         #: What `as_before` was asked.
         self.choices: list[bool] = []
@@ -329,8 +267,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.dense is None:
             return
         place, step = len(self.program.steps) - 1, self.program.steps[-1]
-        if not any(dense.allows(step) for dense in self.dense.program.steps[place : place + 1]):
-            self._refuse([*call.tensors, *outputs], f"the forward goes another way at {call.name} in {self.where}")
+        found = self.dense.program.steps[place : place + 1]
+        if not any(dense.allows(step) for dense in found):
+            is_number = any(dense.operation == step.operation for dense in found)
+            what = f"{call.name} gets a number that depends on it" if is_number else "the forward goes another way"
+            self._refuse([*call.tensors, *outputs], f"{what} in {self.where}")
 
     def _refuse(self, tensors: Iterable[Tensor], message: str) -> None:
         """Raises Conflict over what tensors carry."""
@@ -341,9 +282,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _run(self, func: Any, call: Call, rule: Rule | None, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What an operation gives; what that carries is then known."""
         is_fill = call.name in self._rules.fills
-        if rule is self._rules.pointwise:
-            self._compare_numbers(call)
-        elif call.is_inplace and rule is not None:
+        if call.is_inplace and rule not in (None, self._rules.pointwise):
             call = self._before(func, call, args, kwargs)
         result = func(*args, **kwargs)
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
@@ -436,19 +375,6 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._written.add(output.untyped_storage()._cdata)
         self._marks[output] = mark
 
-    def _compare_numbers(self, call: Call) -> None:
-        """Raises Conflict when an elementwise operation gets another number than in the earlier run."""
-        given: list[float | complex] = []
-        for value in tree_leaves(list(call.arguments.values())):
-            if isinstance(value, int | float | complex):
-                given.append(value)
-            elif isinstance(value, Tensor) and value.dim() == 0 and value.device.type == "cpu" and not self.mark(value):
-                given.append(value.item())
-        self.numbers.append((call.name, tuple(given)))
-        place = len(self.numbers) - 1
-        if self.dense is not None and self.dense.numbers[place : place + 1] != self.numbers[-1:]:
-            self._refuse(call.tensors, f"{call.name} gets a number that depends on it in {self.where}")
-
     def _before(self, func: Any, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         """`call` with a stand-in for the tensor it changes in place, so that the rule still sees the old shape."""
         old = args[0]
@@ -462,19 +388,3 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _is_part(tensor: Tensor) -> bool:
     return tensor._is_view() or tensor.numel() * tensor.element_size() != tensor.untyped_storage().nbytes()
-
-
-@functools.cache
-def is_pointwise(func: Any) -> bool:
-    """Whether an operation works element by element (in-place forms take after the functional one)."""
-    if torch.Tag.pointwise in func.tags:
-        return True
-    packet = getattr(torch.ops.aten, func._schema.name.partition("::")[2].rstrip("_"), None)
-    functional = getattr(packet, func._overloadname, None) if func.namespace == "aten" else None
-    return functional is not None and torch.Tag.pointwise in functional.tags
-
-
-@functools.cache
-def is_composite(func: Any) -> bool:
-    """Whether an operation is made of others, which is how a mode usually meets it; whole in inference mode only."""
-    return bool(func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd))

@@ -216,6 +216,11 @@ class Branch(nn.Module):
         return x * 2 if x.shape[1] == 16 else x * 3
 
 
+class BranchOfOperations(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh() if x.shape[1] == 16 else x
+
+
 class BakedUnflatten(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.unflatten(1, (4, 4)).mean(1)
@@ -227,8 +232,9 @@ class BakedUnflatten(nn.Module):
         (BakedView(), 400, "the forward fails on fewer channels"),
         (BakedSplit(), 16, "its number or position matters: split would join other channels"),
         (NumberFromSize(), 16, "its number or position matters: div gets a number that depends on it in middle"),
-        (TensorFromSize(), 16, "its number or position matters: the forward goes another way at lift_fresh in middle"),
+        (TensorFromSize(), 16, "its number or position matters: lift_fresh gets a number that depends on it in middle"),
         (Branch(), 16, "its number or position matters: mul gets a number that depends on it in middle"),
+        (BranchOfOperations(), 16, "its number or position matters: the forward goes another way in"),
         (BakedUnflatten(), 4, "the forward fails on fewer channels, in middle"),
         (Reinterpreted(), 16, "its number or position matters: a weight's inputs would join other channels"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick import QUICK
 
 from compsearch import job
 from compsearch.budget import Budget
@@ -298,21 +299,12 @@ def test_a_penalty_without_a_budget_is_refused() -> None:
 
 #: A whole run in seconds: an untrained network on tiny digits.
 FAST = [
+    *QUICK,
     "searcher=amc",
     "searcher.over_budget_penalty=1",
     "trials=8",
-    "model.build.depth=8",
     "model.weights=random",
-    "dataset.build.image_size=8",
-    "calibration.num_images=32",
-    "finalist.calibration_images=32",
-    "finetune.epochs=0",
-    "latency.repetitions=2",
-    "latency.warmup=1",
     "timed_trials=0",
-    "space.divisor=4",
-    "recover=bn",
-    "recover@finalist.recover=bn",
     "run_name=run",
 ]
 
