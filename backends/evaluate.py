@@ -135,15 +135,23 @@ class NetworkEvaluator:
             log.warning("scoring by a plan failed, running the network as it is: %s", str(error).splitlines()[0])
             logits, _ = PLAIN.logits(network, self._images, self._workers)
         costs = {model.resource: model.cost(policy) for model in self._cost_models}
-        accuracy, top5, loss = _scores(logits, self._labels)
-        return Measurement(self._split.name, len(logits), accuracy, top5, loss, costs)
+        num_images = self._split.num_images
+        accuracy, top5, loss = _scores(logits[:num_images], self._labels)
+        return Measurement(self._split.name, num_images, accuracy, top5, loss, costs)
 
     @functools.cached_property
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
-        return [
-            (images.to(self._device, torch.float32, memory_format=torch.channels_last), labels.to(self._device))
-            for images, labels in self._split.batches(self._batch_size)
+        """Images and labels, all of one size, as kernels are made for each: the first ones again fill the last."""
+        num_images = self._split.num_images
+        size = -(-num_images // -(-num_images // self._batch_size))
+        batches = [
+            (images.to(self._device, torch.float32), labels.to(self._device))
+            for images, labels in self._split.batches(size)
         ]
+        images, labels = batches[-1]
+        missing = size - len(labels)
+        batches[-1] = torch.cat([images, batches[0][0][:missing]]), torch.cat([labels, batches[0][1][:missing]])
+        return [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches]
 
     @property
     def _images(self) -> list[Tensor]:
@@ -151,7 +159,7 @@ class NetworkEvaluator:
 
     @functools.cached_property
     def _labels(self) -> Tensor:
-        return torch.cat([labels for _, labels in self._batches])
+        return torch.cat([labels for _, labels in self._batches])[: self._split.num_images]
 
 
 def _scores(logits: Tensor, labels: Tensor) -> tuple[float, float, float]:

@@ -31,8 +31,8 @@ _MAX_DOUBTFUL = 0.2
 #: Where the predictions differ on no more than this as they are, no image is run again: making a second network for a
 #: handful of images takes a sixth of a whole score.
 _NEGLIGIBLE_DISAGREEMENT = 0.001
-#: Images run again at a time. Always as many: every new batch size would have its kernels made first.
-_DOUBTFUL_BATCH = 16
+#: Images run again at a time: few, so that all cores have some; always as many, as kernels are made for each number.
+_DOUBTFUL_BATCH = 8
 #: The difference of two logits is doubted within so many standard deviations of its error. Of the predictions that
 #: bfloat16 would change, 7% lie beyond (the integral of a normal's tail from 1.5 on, over that from 0), about one in
 #: 3,000 images; 3.0 would leave none, and have twice as many images run again.

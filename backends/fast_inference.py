@@ -1,8 +1,7 @@
-"""A network made ready for inference only: norms folded into convolutions, one kernel per step, packed weights.
+"""A network made ready for inference only: norms folded into convolutions, one kernel per step.
 
-On the CPU a step (convolution, folded norm, addition, activation) is one oneDNN kernel, the operator that torch's own
-inductor emits for frozen weights, with the weight packed beforehand. Where that operator is missing, and on CUDA, the
-same steps run as ordinary operations on channels-last tensors.
+On the CPU a step (convolution, folded norm, addition, activation) is one kernel (`backends.fused_convolution`). Where
+there is none, and on CUDA, the same steps run as ordinary operations on channels-last tensors.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from backends.fused_convolution import FusedConvolution, has_fused_kernels
 from backends.fusion import AnyLayer, CallStep, LayerStep, Plan, Slot, fill, layer_at, norm_at, slots_read
 
 #: Computes one step's result from the values of all slots.
@@ -97,7 +97,11 @@ def layer_runner(network: nn.Module, step: LayerStep, *, dtype: torch.dtype) -> 
     if is_plain or not has_fused_kernels(weight):
         return _plain_layer(step, layer, weight, bias)
     assert isinstance(layer, nn.Conv2d)
-    return _fused_convolution(step, layer, weight, bias)
+    convolution = FusedConvolution(layer, weight, bias, step.activation)
+    source, other = step.input, step.other
+    if other is None:
+        return lambda values: convolution(values[source])
+    return lambda values: convolution(values[source], values[other])
 
 
 def call_runner(network: nn.Module, step: CallStep, *, dtype: torch.dtype) -> Step:
@@ -141,61 +145,6 @@ def _attribute(network: nn.Module, path: str, dtype: torch.dtype) -> Any:
     owner, _, name = path.rpartition(".")
     value = getattr(network.get_submodule(owner), name)
     return value.detach().to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def has_fused_kernels(weight: Tensor) -> bool:
-    """Whether oneDNN's fused convolution works on tensors like `weight`."""
-    mkldnn = torch.ops.mkldnn
-    return (
-        weight.device.type == "cpu"
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and all(hasattr(mkldnn, name) for name in ("_convolution_pointwise", "_reorder_convolution_weight"))
-        and (
-            weight.dtype == torch.float32
-            or (weight.dtype == torch.bfloat16 and bool(mkldnn._is_mkldnn_bf16_supported()))
-        )
-    )
-
-
-def _fused_convolution(step: LayerStep, layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> Step:
-    padding, stride, dilation, groups = list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups
-    packed = torch.ops.mkldnn._reorder_convolution_weight(
-        weight.contiguous(memory_format=torch.channels_last), padding, stride, dilation, groups
-    )
-    source, other, activation = step.input, step.other, step.activation
-    name, scalars = ("none", []) if activation is None else (activation.name, list(activation.scalars))
-    unary = torch.ops.mkldnn._convolution_pointwise.default
-    binary = torch.ops.mkldnn._convolution_pointwise.binary
-
-    def run(values: list[Any]) -> Any:
-        return unary(values[source], packed, bias, padding, stride, dilation, groups, name, scalars, "")
-
-    if other is None:
-        return run
-    # After an addition the kernel knows ReLU only.
-    fused = "relu" if name == "relu" else None
-    late = None if fused else activation
-
-    def run_with_addition(values: list[Any]) -> Any:
-        x, addend = values[source], values[other]
-        if addend.shape == _output_shape(layer, x):
-            result = binary(x, addend, packed, bias, padding, stride, dilation, groups, "add", None, fused, [], "")
-            return result if late is None else late(result)
-        # The kernel can't broadcast.
-        result = unary(x, packed, bias, padding, stride, dilation, groups, "none", [], "") + addend
-        return result if activation is None else activation(result)
-
-    return run_with_addition
-
-
-def _output_shape(layer: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
-    height, width = (
-        (x.shape[2 + side] + 2 * int(layer.padding[side]) - layer.dilation[side] * (layer.kernel_size[side] - 1) - 1)
-        // layer.stride[side]
-        + 1
-        for side in (0, 1)
-    )
-    return (x.shape[0], layer.out_channels, height, width)
 
 
 def _plain_layer(step: LayerStep, layer: AnyLayer, weight: Tensor, bias: Tensor | None) -> Step:

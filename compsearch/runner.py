@@ -6,6 +6,7 @@ import logging
 import math
 
 from compsearch.budget import Budget
+from compsearch.garbage import only_new_objects
 from compsearch.progress import Progress
 from compsearch.protocols import Searcher
 from compsearch.recorder import Recorder
@@ -35,7 +36,7 @@ def search(searcher: Searcher, recorder: Recorder, *, budget: Budget | None, pro
     if 0 < first < num_steps:
         _logger.info("resuming %s after step %d of %d", recorder.folder.path, first, num_steps)
     try:
-        with Progress(num_steps=num_steps, first=first, trials=trials, enabled=progress) as bar:
+        with only_new_objects(), Progress(num_steps=num_steps, first=first, trials=trials, enabled=progress) as bar:
             for _ in range(first, num_steps):
                 found = searcher.step()
                 for trial in found:
