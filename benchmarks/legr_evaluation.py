@@ -31,6 +31,7 @@ from torchvision import transforms
 
 from compsearch.assembly import assemble
 from compsearch.composition import compose_config
+from compsearch.garbage import only_new_objects
 
 NUM_IMAGES = 508
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -131,12 +132,13 @@ def main() -> None:
         ways: dict[str, Callable[[], object]] = {"released": lambda ratio=cost_ratio: released(ratio)}  # type: ignore[misc]
         ways |= {f"space={space}": step for space, step in ours.items()}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(arguments.rounds + 1):
-            for name, way in ways.items():
-                begun = time.perf_counter()
-                way()
-                if number:  # the first round warms up
-                    seconds[name].append(time.perf_counter() - begun)
+        with only_new_objects():  # as a search runs
+            for number in range(arguments.rounds + 1):
+                for name, way in ways.items():
+                    begun = time.perf_counter()
+                    way()
+                    if number:  # the first round warms up
+                        seconds[name].append(time.perf_counter() - begun)
         reference = float(np.median(seconds["released"]))
         for name, values in seconds.items():
             median = float(np.median(values))

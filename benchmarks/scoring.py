@@ -14,51 +14,35 @@ uniformly to half the MACs. Compared are, on the same images and with the same r
 (c) `NetworkEvaluator`.
 
 Everything is timed in turns over several rounds. The fastest round of each counts, as the others had to share the
-machine; medians are printed beside.
+machine; medians are printed beside. That is one policy again and again, with counts of channels that fill vectors.
+What a search scores is always new, so that kernels are made, and its counts are any: such policies come after it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import resource
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torchvision
-from sklearn.linear_model import LinearRegression  # type: ignore[import-untyped, unused-ignore]
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
-from torchvision import transforms
-from torchvision.datasets import ImageFolder
-from torchvision.io import write_png
 
 from backends.batch_norm import BatchNormRecovery
-from backends.cifar_resnet import CifarResNet
-from backends.data import NORMALISATIONS, TensorSplit
+from backends.data import TensorSplit
 from backends.evaluate import NetworkEvaluator
 from backends.execution import Execution
 from backends.fast_inference import FusedNetwork, folded
 from backends.fusion import LayerStep, layer_at, make_plan, norm_at
-from backends.gram import (
-    RefittedLayer,
-    feature_indices,
-    feature_size,
-    features_at,
-    num_positions,
-    outputs_at,
-    refitted_at,
-    sample_positions,
-    weight_from_rows,
-)
 from backends.groups import trace
 from backends.importance import l1_inputs
 from backends.least_squares import LeastSquaresRecovery
@@ -66,27 +50,13 @@ from backends.macs import MacsCost
 from backends.recovery import NoRecovery, Recovery
 from backends.surgery import ChannelSurgery, extract, mask
 from backends.workers import Workers
-from compsearch.space import Policy, SearchSpace
+from benchmarks.released_scoring import LOADER_WORKERS, Regressions, through_loader
+from benchmarks.scoring_setting import BATCH, POSITIONS, Setting, batched, random_images, read_setting
+from compsearch.space import Policy
 
 CPU = torch.device("cpu")
-BATCH = 64
-LOADER_BATCH, LOADER_WORKERS = 50, 16
-POSITIONS = 16  # of a calibration image, for least squares
 Pass = Callable[[], Tensor]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is scored: `search` images as files and in memory, `calibration` ones likewise."""
-
-    model: nn.Module
-    space: SearchSpace
-    policy: Policy
-    search_files: Subset[Any]
-    calibration_files: Subset[Any]
-    search: TensorSplit
-    calibration: TensorSplit
 
 
 class Stopwatch:
@@ -117,54 +87,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        images = options.images or _random_images(Path(folder), options.num_images + options.num_calibration)
-        setting = _setting(options, images)
+        images = options.images or random_images(Path(folder), options.num_images + options.num_calibration)
+        setting = read_setting(images, options.weights, options.num_images, options.num_calibration)
         ratio = MacsCost(setting.space).cost(setting.policy) / MacsCost(setting.space).cost(setting.space.full_policy())
         print(f"ResNet-56 at {100 * ratio:.1f}% of its MACs, {setting.search.num_images} images,", end=" ")
         print(f"{setting.calibration.num_images} for calibration, {torch.get_num_threads()} threads\n")
         rate = _matrix_rate(options.rounds)
-        regressions = _Regressions(setting)
+        regressions = Regressions(setting)
         recovered = _compare(setting, regressions, options.rounds)
         _ladder(setting, recovered, options.rounds, rate)
+        _score_new_policies(setting, options.rounds)
     _print_memory(regressions.num_bytes)
-
-
-def _random_images(folder: Path, num_images: int) -> Path:
-    generator = torch.Generator().manual_seed(0)
-    for index in range(num_images):
-        target = folder / "train" / str(index % 10)
-        target.mkdir(parents=True, exist_ok=True)
-        pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator)
-        write_png(pixels, str(target / f"{index}.png"))
-    return folder
-
-
-def _setting(options: argparse.Namespace, folder: Path) -> Setting:
-    mean, std = NORMALISATIONS["imagenet"]
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
-    files = ImageFolder(folder / "train", transform)
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    num, num_calibration = options.num_images, options.num_calibration
-    if len(order) < num + num_calibration:
-        raise SystemExit(f"{folder / 'train'} must hold {num + num_calibration} images, but has {len(order)}")
-    search_files = Subset(files, order[:num])
-    calibration_files = Subset(files, order[num : num + num_calibration])
-    model = CifarResNet(56)
-    if options.weights is not None:
-        model.load_state_dict(torch.load(options.weights, weights_only=True))
-    model.eval()
-    search, calibration = _in_memory(search_files), _in_memory(calibration_files)
-    space = trace(model, search.images[:2], divisor=8, min_keep_ratio=0.1, coupled=False)
-    counts = [space.nearest_count(group, 0.5) for group in range(len(space.groups))]
-    policy = space.select(counts, l1_inputs(model, space).scores())
-    return Setting(model, space, policy, search_files, calibration_files, search, calibration)
-
-
-def _in_memory(files: Subset[Any]) -> TensorSplit:
-    images, labels = zip(*(files[index] for index in range(len(files))), strict=True)
-    return TensorSplit(
-        name="search", images=torch.stack(images), labels=torch.tensor(labels), normalisation=None, augmentation=None
-    )
 
 
 def _matrix_rate(rounds: int) -> float:
@@ -182,7 +115,7 @@ def _matrix_rate(rounds: int) -> float:
 # --- per policy: recovery and score, three ways ----------------------------------------------------------------------
 
 
-def _compare(setting: Setting, regressions: _Regressions, rounds: int) -> nn.Module:
+def _compare(setting: Setting, regressions: Regressions, rounds: int) -> nn.Module:
     """Prints the table of whole scores; returns the network recovered by least squares."""
     recoveries: Mapping[str, Recovery] = {
         "none": NoRecovery(),
@@ -204,9 +137,9 @@ def _compare(setting: Setting, regressions: _Regressions, rounds: int) -> nn.Mod
         watch = Stopwatch()
         for _ in range(rounds):
             full = watch.time("a recover", released)
-            watch.time("a score", _through_loader, full, setting.search_files, LOADER_WORKERS)
+            watch.time("a score", through_loader, full, setting.search_files, LOADER_WORKERS)
             full = watch.time("b recover", _full_size, setting, name, recoveries, False)
-            expected = watch.time("b score", _batched, full, setting.search.images, BATCH)
+            expected = watch.time("b score", batched, full, setting.search.images, BATCH)
             network = watch.time("c recover", evaluator.recovered, setting.policy)
             got, _ = watch.time("c score", execution.logits, network, batches, workers)
         equal = (expected.argmax(1) == got.argmax(1)).float().mean()
@@ -270,53 +203,11 @@ def _full_size(setting: Setting, name: str, recoveries: Mapping[str, Recovery], 
             norm.momentum = None
             norm.train()
         if loader:
-            _through_loader(network, setting.calibration_files, LOADER_WORKERS)
+            through_loader(network, setting.calibration_files, LOADER_WORKERS)
         else:
-            _batched(network, setting.calibration.images, BATCH)
+            batched(network, setting.calibration.images, BATCH)
         network.eval()
     return network
-
-
-class _Regressions:
-    """Least squares as AMC's released code does it: one regression per layer with cut inputs, on dense features."""
-
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
-        keep = setting.space.keep_mask(setting.policy)
-        self._kept = {
-            site.parameter.removesuffix(".weight"): torch.from_numpy(np.flatnonzero(keep[site.units]))
-            for site in setting.space.sites
-            if site.dim == 1
-        }
-        self._samples: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in self._kept}
-        dense, generator = copy.deepcopy(setting.model), torch.Generator().manual_seed(0)
-
-        def hook(name: str, layer: RefittedLayer, args: tuple[Tensor, ...], output: Tensor) -> None:
-            available = num_positions(layer, output.shape)
-            positions = sample_positions(len(output), available, POSITIONS, generator)
-            features, outputs = self._samples[name]
-            features.append(features_at(layer, args[0], positions)[:, 0])
-            outputs.append(outputs_at(layer, output, positions))
-
-        for name in self._kept:
-            refitted_at(dense, name).register_forward_hook(functools.partial(hook, name))
-        _batched(dense, setting.calibration.images, BATCH)
-
-    @property
-    def num_bytes(self) -> int:
-        """What the released code keeps in memory for it."""
-        return sum(4 * part.numel() for lists in self._samples.values() for parts in lists for part in parts)
-
-    def __call__(self) -> nn.Module:
-        network = mask(self._setting.model, self._setting.space, self._setting.policy)
-        for name, (features, outputs) in self._samples.items():
-            layer = refitted_at(network, name)
-            columns = feature_indices(layer, self._kept[name])
-            found = LinearRegression(fit_intercept=False).fit(torch.cat(features)[:, columns], torch.cat(outputs))
-            rows = torch.zeros(1, len(layer.weight), feature_size(layer))
-            rows[0][:, columns] = torch.from_numpy(found.coef_).float()
-            layer.weight.copy_(weight_from_rows(layer, rows))
-        return network
 
 
 def _embed(setting: Setting, small: nn.Module, full: nn.Module) -> None:
@@ -332,13 +223,30 @@ def _embed(setting: Setting, small: nn.Module, full: nn.Module) -> None:
             target[torch.meshgrid(*places, indexing="ij")] = tensors[name]
 
 
-def _through_loader(network: nn.Module, files: Subset[Any], num_workers: int) -> Tensor:
-    loader = DataLoader(files, batch_size=LOADER_BATCH, num_workers=num_workers)
-    return torch.cat([network(images) for images, _ in loader])
+# --- policies as they come in a search --------------------------------------------------------------------------------
 
 
-def _batched(network: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
-    return torch.cat([network(batch) for batch in torch.split(images, size)])
+def _score_new_policies(setting: Setting, num_policies: int) -> None:
+    """Prints what random policies take that no kernel was made for, recovery none: (b) against (c)."""
+    space = trace(setting.model, setting.search.images[:2], divisor=1, min_keep_ratio=0.1, coupled=False)
+    cost, rng = MacsCost(space), np.random.default_rng(0)
+    dense, importance = cost.cost(space.full_policy()), l1_inputs(setting.model, space).scores()
+    policies: list[Policy] = []
+    while len(policies) < num_policies + 1:
+        counts = [space.nearest_count(group, rng.uniform(0.1, 1.0)) for group in range(len(space.groups))]
+        policy = space.select(counts, importance)
+        if 0.45 <= cost.cost(policy) / dense <= 0.55:
+            policies.append(policy)
+    setting = dataclasses.replace(setting, space=space)
+    evaluator = _evaluator(setting, NoRecovery())
+    evaluator.measure(policies[:1])  # chooses how networks are run
+    watch = Stopwatch()
+    for policy in policies[1:]:
+        watch.time("b", lambda: batched(mask(setting.model, space, policy), setting.search.images, BATCH))  # noqa: B023
+        watch.time("c", evaluator.measure, [policy])
+    full, ours = watch.median("b"), watch.median("c")
+    print(f"{num_policies} new policies at 45 to 55% of the MACs, recovery none, seconds each (median)")
+    print(f"(b) in memory {full:.3f}, (c) ours {ours:.3f}, {full / ours:.1f}x\n")
 
 
 # --- what each ingredient brings --------------------------------------------------------------------------------------
@@ -365,11 +273,11 @@ def _ladder(setting: Setting, recovered: nn.Module, rounds: int, rate: float) ->
         return torch.cat(workers.map(FusedNetwork(recovered, plan, dtype=torch.bfloat16), batches))
 
     rows: dict[str, tuple[float, Pass]] = {
-        "(b) full size, in memory": (dense_macs, lambda: _batched(full, images, BATCH)),
-        "+ extracted": (macs, lambda: _batched(recovered, images, BATCH)),
-        "+ norms folded": (macs, lambda: _batched(norms_folded, images, BATCH)),
-        "+ channels last": (macs, lambda: _batched(nhwc, last, BATCH)),
-        "+ bfloat16": (macs, lambda: _batched(half, bf16, BATCH)),
+        "(b) full size, in memory": (dense_macs, lambda: batched(full, images, BATCH)),
+        "+ extracted": (macs, lambda: batched(recovered, images, BATCH)),
+        "+ norms folded": (macs, lambda: batched(norms_folded, images, BATCH)),
+        "+ channels last": (macs, lambda: batched(nhwc, last, BATCH)),
+        "+ bfloat16": (macs, lambda: batched(half, bf16, BATCH)),
         "+ one core per batch": (macs, lambda: torch.cat(workers.map(half, torch.split(bf16, BATCH)))),
         "+ fused, packed": (macs, bound),
         "+ near ties in float32": (macs, lambda: checked.logits(recovered, batches, workers)[0]),
@@ -381,7 +289,7 @@ def _ladder(setting: Setting, recovered: nn.Module, rounds: int, rate: float) ->
         for name, (_, run) in rows.items():
             outputs[name] = watch.time(name, run)
         for num in loaders:
-            watch.time(f"loaders {num}", _through_loader, full, setting.search_files, num)
+            watch.time(f"loaders {num}", through_loader, full, setting.search_files, num)
     base = watch.best("(b) full size, in memory")
     reference = outputs["(b) full size, in memory"].argmax(1)
     print(f"{'score only, recovery lsq':28}{'s':>8}{'median':>8}{'vs (b)':>8}{'of bf16 rate':>14}   predictions equal")
