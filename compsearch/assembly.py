@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from compsearch.budget import Budget, budget_from_limit, budget_from_ratio
-from compsearch.composition import asks_for, check, check_complete, make, make_network, offers, takes
+from compsearch.composition import check, make, make_network, offers, takes
 from compsearch.importance import LayerImportance
 from compsearch.inputs import check_inputs
 from compsearch.protocols import CostModel, Evaluator, Once, Searcher, Workbench
+from compsearch.rehearsal import rehearse
 from compsearch.space import SearchSpace
 from compsearch.summary import StoredSize
 from compsearch.trial import Genome
@@ -42,8 +43,6 @@ class Parts:
 
 
 _logger = logging.getLogger(__name__)
-#: What a searcher may ask for and is built after the weights.
-_WITH_WEIGHTS = ("importance", "learned", "supernet")
 
 
 def compute(name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def assemble(
     available["evaluator"] = make(config["evaluator"], {**available, "recovery": recovery}, place="evaluator")
     finetune = make(config["finetune"], available, place="finetune")
     sizes = make(config["sizes"], available, place="sizes")
-    _check_searcher(config["searcher"], available)
+    rehearse(config["searcher"], available)
     if model is None:
         _give_weights(config, available)
     check_inputs(config, once, model=available["model"], splits=splits, calibration=final_calibration)
@@ -202,18 +201,6 @@ def network_parts(config: Mapping[str, Any], *, splits: Any = None, model: Any =
         model = make(config["network"], {**available, "build": build, "weights": choice}, place="network")
     images, _ = next(iter(splits.train.batches(2)))
     return {**available, "model": model.to(device), "example_input": images.to(device)}
-
-
-def _check_searcher(node: Mapping[str, Any], available: Mapping[str, Any]) -> None:
-    """Raises ValueError for what is wrong with a searcher's settings and takes no weights to see.
-
-    That is an argument that is missing, and all that objects inside it say which ask for no collaborator.
-    """
-    collaborators = {*available, *_WITH_WEIGHTS}
-    check_complete(node, collaborators, place="searcher")
-    for name, value in node.items():
-        if not asks_for(value, collaborators, place=f"searcher.{name}"):
-            make(value, available, place=f"searcher.{name}")
 
 
 def _give_weights(config: Mapping[str, Any], available: Mapping[str, Any]) -> None:

@@ -23,6 +23,10 @@ from compsearch.composition import asks_for, compose_config
         ("searcher=amc searcher.agent.batch_size=-4", r"searcher.agent: `agent.batch_size >= 1` must hold"),
         ("searcher=amc ~searcher.agent.tau", "searcher.agent: .* but tau is neither"),
         ("searcher=amc ~searcher.agent", "searcher: .* but agent is neither"),
+        ("searcher=amc searcher.reward=foo", "`searcher.reward` must be one of accuracy"),
+        ("searcher=legr searcher.evolve_only=foo", "`searcher.evolve_only` must be null, alpha or kappa"),
+        ("searcher=random searcher.num_steps=0", "`num_steps >= 1` must hold"),
+        ("searcher=evolution searcher.fitness=foo", "`searcher.fitness` must be one of"),
         ("searcher=proxylessnas searcher.cost_loss.form=foo", "`cost_loss.form` must be one of"),
     ],
 )
