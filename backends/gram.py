@@ -8,6 +8,7 @@ collected once, for 3×3 convolutions as well as for 1×1 and linear ones.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backends.data import Split
+from backends.products import moments_with
 
 #: Layers whose features can be collected.
 RefittedLayer = nn.Conv2d | nn.Linear
@@ -66,6 +68,35 @@ def outputs_at(layer: RefittedLayer, outputs: Tensor, positions: Tensor) -> Tens
     return flat.gather(1, positions[..., None].expand(-1, -1, flat.shape[2])).flatten(0, 1)
 
 
+@dataclass(frozen=True)
+class Pixels:
+    """Which pixels of a batch a convolution multiplies at some of its output positions, whatever its channels.
+
+    `index` [samples * kernel_h * kernel_w] counts them over all images, row by row; where `inside` [as many, 1] is
+    false, the kernel covers padding and any pixel stands for it.
+    """
+
+    index: Tensor
+    inside: Tensor
+
+
+def pixels_at(layer: nn.Conv2d, shape: torch.Size, positions: Tensor) -> Pixels:
+    """What `layer` reads of inputs of that shape [B, C, H, W] at output `positions` [B, P]."""
+    left, right, top, bottom = layer._reversed_padding_repeated_twice
+    batch, height, width = shape[0], shape[2], shape[3]
+    if layer.padding_mode != "zeros":  # then `features_of` reads the padded images
+        height, width = height + top + bottom, width + left + right
+        left = right = top = 0
+    (kernel_h, kernel_w), (stride_h, stride_w), (step_h, step_w) = layer.kernel_size, layer.stride, layer.dilation
+    out_w = (width + left + right - step_w * (kernel_w - 1) - 1) // stride_w + 1
+    count = partial(torch.arange, device=positions.device)
+    rows = (positions // out_w * stride_h - top)[:, :, None, None] + step_h * count(kernel_h)[:, None]
+    columns = (positions % out_w * stride_w - left)[:, :, None, None] + step_w * count(kernel_w)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)  # [B, P, kernel_h, kernel_w]
+    index = (count(batch)[:, None, None, None] * height + rows) * width + columns
+    return Pixels(torch.where(inside, index, 0).flatten().int(), inside.reshape(-1, 1))
+
+
 def features_at(layer: RefittedLayer, inputs: Tensor, positions: Tensor) -> Tensor:
     """What `layer` multiplies at output `positions` [B, P], [B * P, groups, features].
 
@@ -73,22 +104,18 @@ def features_at(layer: RefittedLayer, inputs: Tensor, positions: Tensor) -> Tens
     """
     if isinstance(layer, nn.Linear):
         return outputs_at(layer, inputs, positions)[:, None]
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
-    padded = padded.permute(0, 2, 3, 1).contiguous()  # [B, H, W, C]
-    (kernel_h, kernel_w), (stride_h, stride_w), (step_h, step_w) = layer.kernel_size, layer.stride, layer.dilation
-    batch, height, width, channels = padded.shape
-    out_h = (height - step_h * (kernel_h - 1) - 1) // stride_h + 1
-    out_w = (width - step_w * (kernel_w - 1) - 1) // stride_w + 1
-    of_image, of_row, of_column, _ = padded.stride()
-    windows = padded.as_strided(
-        (batch, out_h, out_w, kernel_h, kernel_w, channels),
-        (of_image, of_row * stride_h, of_column * stride_w, of_row * step_h, of_column * step_w, 1),
-    )
-    images = torch.arange(batch, device=inputs.device)[:, None]
-    rows, columns = positions // out_w, positions % out_w
-    picked = windows[images, rows, columns].reshape(-1, kernel_h * kernel_w, layer.groups, channels // layer.groups)
-    return picked.transpose(1, 2).flatten(2)
+    return features_of(layer, inputs, pixels_at(layer, inputs.shape, positions))
+
+
+def features_of(layer: nn.Conv2d, inputs: Tensor, pixels: Pixels) -> Tensor:
+    """`features_at` for pixels that are known: they are picked out of the images, which needn't be padded for a few."""
+    if layer.padding_mode != "zeros":
+        inputs = F.pad(inputs, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+    channels = inputs.shape[1]
+    picked = inputs.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, pixels.index)
+    picked *= pixels.inside
+    by_group = picked.reshape(-1, math.prod(layer.kernel_size), layer.groups, channels // layer.groups)
+    return by_group.transpose(1, 2).flatten(2)
 
 
 def weight_rows(layer: RefittedLayer, weight: Tensor) -> Tensor:
@@ -148,10 +175,11 @@ def collect_moments(
         features = features_at(layer, inputs, positions)[:, 0]
         # A column of ones makes the mean part of the same product.
         augmented = F.pad(features, (0, 1), value=1.0)
+        moments = moments_with(augmented[None])[0]
         if name in sums:
-            sums[name].addmm_(augmented.T, augmented)
+            sums[name] += moments
         else:
-            sums[name] = augmented.T @ augmented
+            sums[name] = moments
         counts[name] += len(features)
 
     for name in layers:
@@ -159,8 +187,8 @@ def collect_moments(
     with torch.no_grad():
         for images, _ in calibration.batches(batch_size):
             model(images.to(device))
-    moments = {}
+    found = {}
     for name in layers:
         total = sums.pop(name).div_(counts[name])
-        moments[name] = Moments(total[-1, :-1].clone(), total[:-1, :-1].contiguous())
-    return moments
+        found[name] = Moments(total[-1, :-1].clone(), total[:-1, :-1].contiguous())
+    return found

@@ -29,18 +29,22 @@ from backends.data import Split
 from backends.fast_inference import call_runner, folded, layer_runner, norm_affine
 from backends.fusion import Activation, CallStep, LayerStep, Plan, make_plan, norm_at
 from backends.gram import (
+    Pixels,
     RefittedLayer,
     feature_size,
     features_at,
+    features_of,
     is_refitted,
     num_positions,
     outputs_at,
+    pixels_at,
     refitted_at,
     sample_positions,
     weight_from_rows,
     weight_rows,
 )
 from backends.least_squares import refuse_sparse, ridge_solver, shift_output, wide_ridge_solver
+from backends.products import moments_with
 from backends.skipping import is_gone, skipped_branches
 from backends.workers import Workers
 from compsearch.space import BoolArray, Policy, SearchSpace
@@ -109,6 +113,7 @@ class SequentialLeastSquaresRecovery:
         self._workers = Workers(1 if device.type == "cuda" else num_workers)
         self._output_units = {site.parameter: site.units for site in space.sites if site.dim == 0}
         self.left_out: dict[str, str] = {}
+        self._pixels: dict[tuple[str, int], Pixels] = {}  # by layer and batch; the same for every policy
 
     def __call__(self, network: nn.Module, policy: Policy) -> None:
         """Changes the weights, and biases or running means, of every refitted layer."""
@@ -253,28 +258,55 @@ class SequentialLeastSquaresRecovery:
 
         def sample(index: int) -> _Sample:
             positions, wanted = target.positions[index], target.outputs[index]
+            if isinstance(layer, nn.Linear):
+                features = features_at(layer, inputs[index], positions)
+            else:
+                place = step.layer, index
+                if place not in self._pixels:
+                    self._pixels[place] = pixels_at(layer, inputs[index].shape, positions)
+                features = features_of(layer, inputs[index], self._pixels[place])
             return _Sample(
-                F.pad(features_at(layer, inputs[index], positions).transpose(0, 1), (0, 1), value=1.0),
+                F.pad(features.transpose(0, 1), (0, 1), value=1.0),
                 wanted if kept is None else wanted[:, kept],
                 None if others is None else outputs_at(layer, others[index], positions),
             )
 
-        samples = self._workers.map(sample, range(len(inputs)))
+        rectifications = self._rectifications if step.activation is not None else 0
+        num_samples = sum(positions.numel() for positions in target.positions)
+        is_wide = num_samples < feature_size(layer)
+        # Read several times, or all is done with it at once, while it is in the processor's cache.
+        read = functools.cache(sample) if is_wide or rectifications else sample
+        batches = range(len(inputs))
+
+        def mean_products(missing_of: _Missing) -> Tensor:
+            def product(index: int) -> Tensor:
+                one = read(index)
+                return one.features.mT @ missing_of(one)
+
+            return self._sum(product, batches) / num_samples
+
+        as_cut = _Missing(layer, norm, None)
         has_intercept = norm is not None or layer.bias is not None
-        num_samples = sum(one.features.shape[1] for one in samples)
-        if num_samples < feature_size(layer):
+        if is_wide:
             # Fewer samples than features, as deep layers of small images have: solved among the samples.
-            stacked = torch.cat([one.features for one in samples], dim=1)[..., :-1]
+            stacked = torch.cat([one.features for one in self._workers.map(read, batches)], dim=1)[..., :-1]
             mean = stacked.mean(1, keepdim=True)
             centred = stacked - mean if has_intercept else stacked
             solve = wide_ridge_solver(centred / math.sqrt(num_samples), self._ridge)
+            products = mean_products(as_cut)
         else:
-            moments = self._mean(samples, lambda one: one.features.mT @ one.features)
+
+            def moments_and_products(index: int) -> Tensor:
+                one = read(index)
+                return moments_with(one.features, as_cut(one))
+
+            sums = self._sum(moments_and_products, batches) / num_samples
+            moments, products = sums[..., : sums.shape[1]], sums[..., sums.shape[1] :]
             mean, gram = moments[:, -1:, :-1], moments[:, :-1, :-1]
             solve = ridge_solver(gram - mean.mT @ mean if has_intercept else gram, self._ridge)
-        for is_rectified in [False, *[True] * (self._rectifications if step.activation else 0)]:
-            activation = step.activation if is_rectified else None
-            products = self._mean(samples, _Missing(layer, norm, activation))
+        for rectified in range(rectifications + 1):
+            if rectified:
+                products = mean_products(_Missing(layer, norm, step.activation))
             missing, cross = products[:, -1:], products[:, :-1]
             if has_intercept:
                 change = solve(cross - mean.mT @ missing).to(cross.dtype)
@@ -283,16 +315,14 @@ class SequentialLeastSquaresRecovery:
                 change = solve(cross).to(cross.dtype)
             layer.weight += weight_from_rows(layer, change.mT).to(layer.weight.dtype)
 
-    def _mean(self, samples: Sequence[_Sample], product: Callable[[_Sample], Tensor]) -> Tensor:
-        """The sum of `product` over all samples, divided by their number."""
+    def _sum(self, term: Callable[[int], Tensor], batches: Sequence[int]) -> Tensor:
+        """The sum of a `term` per batch."""
 
-        def total(part: Sequence[_Sample]) -> Tensor:
-            return functools.reduce(torch.add, map(product, part))
+        def total(part: Sequence[int]) -> Tensor:
+            return functools.reduce(torch.add, map(term, part))
 
-        parts = [samples[start::_PARTS] for start in range(min(_PARTS, len(samples)))]
-        return functools.reduce(torch.add, self._workers.map(total, parts)) / sum(
-            one.features.shape[1] for one in samples
-        )
+        parts = [batches[start::_PARTS] for start in range(min(_PARTS, len(batches)))]
+        return functools.reduce(torch.add, self._workers.map(total, parts))
 
 
 def _kind(step: LayerStep) -> tuple[str | None, bool, Activation | None]:
@@ -339,8 +369,7 @@ class _Missing:
             if above < math.inf:
                 wanted = torch.where(wanted >= above, predicted.clamp(min=above), wanted)
         missing = (wanted - predicted) * self._inverse
-        by_group = missing.reshape(len(missing), len(sample.features), -1).transpose(0, 1)
-        return torch.matmul(sample.features.mT, by_group)
+        return missing.reshape(len(missing), len(sample.features), -1).transpose(0, 1)
 
 
 class _Forward:
