@@ -9,6 +9,7 @@ the identity lost; He et al. do so for ResNets by hand, here the traced code sho
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -16,6 +17,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +53,8 @@ from compsearch.space import BoolArray, Policy, SearchSpace
 
 log = logging.getLogger(__name__)
 
+#: Features that a layer may have for its system to be solved on one core: a few milliseconds at most.
+_SMALL = 1024
 #: Batches are added up in this many parts, whatever the number of workers, so that sums don't depend on it.
 _PARTS = 8
 
@@ -120,7 +124,7 @@ class SequentialLeastSquaresRecovery:
         keep = np.append(self._space.keep_mask(policy), True)
         skipped = skipped_branches(self._space, policy)
         targets = {name: target for name, target in self._targets.items() if not is_gone(name, skipped)}
-        with torch.no_grad():
+        with torch.no_grad(), self._solving():
             if self._plan is None:
                 self._recover_with_hooks(network, targets, keep)
                 return
@@ -136,6 +140,12 @@ class SequentialLeastSquaresRecovery:
                     others = None if step.other is None else [values[step.other] for values in forward.values]
                     self._refit(network, step, inputs, others, keep)
                 forward.advance(step, unread)
+
+    def _solving(self) -> AbstractContextManager[None]:
+        """Small systems are solved on one core: see `Workers.alone`."""
+        sizes = [feature_size(refitted_at(self._model, name)) for name in self._targets]
+        is_small = self._plan is not None and max(sizes, default=0) <= _SMALL
+        return self._workers.alone() if is_small else contextlib.nullcontext()
 
     @functools.cached_property
     def _plan(self) -> Plan | None:

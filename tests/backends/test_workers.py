@@ -14,6 +14,20 @@ def test_each_worker_computes_on_one_core_and_the_caller_keeps_its_own_number() 
     assert torch.get_num_threads() == before
 
 
+def test_a_caller_that_is_alone_computes_on_one_core_until_the_end() -> None:
+    before, workers, inside = torch.get_num_threads(), Workers(2), []
+
+    def fail() -> None:
+        inside.extend([torch.get_num_threads(), *workers.map(lambda _: torch.get_num_threads(), range(8))])
+        raise KeyError("inside")
+
+    with pytest.raises(KeyError), workers.alone():
+        fail()
+    assert set(inside) == {1}
+    assert torch.get_num_threads() == before
+    assert set(workers.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+
+
 def test_workers_compute_without_gradients() -> None:
     weight = torch.ones(3, requires_grad=True)
     [result] = Workers(1).map(lambda item: weight * item, [2.0])
