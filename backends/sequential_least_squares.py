@@ -117,7 +117,7 @@ class SequentialLeastSquaresRecovery:
         self._workers = Workers(1 if device.type == "cuda" else num_workers)
         self._output_units = {site.parameter: site.units for site in space.sites if site.dim == 0}
         self.left_out: dict[str, str] = {}
-        self._pixels: dict[tuple[str, int], Pixels] = {}  # by layer and batch; the same for every policy
+        self._pixels: dict[tuple[Any, ...], Pixels] = {}  # by layer and batch, whatever its channels
 
     def __call__(self, network: nn.Module, policy: Policy) -> None:
         """Changes the weights, and biases or running means, of every refitted layer."""
@@ -268,15 +268,8 @@ class SequentialLeastSquaresRecovery:
 
         def sample(index: int) -> _Sample:
             positions, wanted = target.positions[index], target.outputs[index]
-            if isinstance(layer, nn.Linear):
-                features = features_at(layer, inputs[index], positions)
-            else:
-                place = step.layer, index
-                if place not in self._pixels:
-                    self._pixels[place] = pixels_at(layer, inputs[index].shape, positions)
-                features = features_of(layer, inputs[index], self._pixels[place])
             return _Sample(
-                F.pad(features.transpose(0, 1), (0, 1), value=1.0),
+                F.pad(self._features(step.layer, layer, index, inputs[index]).transpose(0, 1), (0, 1), value=1.0),
                 wanted if kept is None else wanted[:, kept],
                 None if others is None else outputs_at(layer, others[index], positions),
             )
@@ -325,6 +318,17 @@ class SequentialLeastSquaresRecovery:
                 change = solve(cross).to(cross.dtype)
             layer.weight += weight_from_rows(layer, change.mT).to(layer.weight.dtype)
 
+    def _features(self, name: str, layer: RefittedLayer, index: int, inputs: Tensor) -> Tensor:
+        """What `layer`, called `name`, reads of batch `index` at its target's positions."""
+        positions = self._targets[name].positions[index]
+        if isinstance(layer, nn.Linear):
+            return features_at(layer, inputs, positions)
+        # Another policy may have another operation in this place.
+        key = (name, index, inputs.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        if key not in self._pixels:
+            self._pixels[key] = pixels_at(layer, inputs.shape, positions)
+        return features_of(layer, inputs, self._pixels[key])
+
     def _sum(self, term: Callable[[int], Tensor], batches: Sequence[int]) -> Tensor:
         """The sum of a `term` per batch."""
 
@@ -352,7 +356,7 @@ class _Sample:
 
 
 class _Missing:
-    """Features times what the layer's output lacks: [groups, features + 1, outputs], in units of before the norm.
+    """What the layer's output lacks in a sample: [groups, samples, outputs of a group], in units of before the norm.
 
     With `activation`, outputs in its flat part lack nothing where the wanted ones are there too, and are otherwise
     wanted no farther than its edge (Zhang et al. 2016, arXiv:1505.06798, section 3.2, fit through the ReLU likewise).
