@@ -135,23 +135,27 @@ class NetworkEvaluator:
             log.warning("scoring by a plan failed, running the network as it is: %s", str(error).splitlines()[0])
             logits, _ = PLAIN.logits(network, self._images, self._workers)
         costs = {model.resource: model.cost(policy) for model in self._cost_models}
-        num_images = self._split.num_images
+        num_images = len(self._labels)
         accuracy, top5, loss = _scores(logits[:num_images], self._labels)
         return Measurement(self._split.name, num_images, accuracy, top5, loss, costs)
 
     @functools.cached_property
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Images and labels, all of one size, as kernels are made for each: the first ones again fill the last."""
+        """Images, as many in every batch because kernels are made for each number, and labels.
+
+        The first images again fill the last batch; they have no labels there.
+        """
         num_images = self._split.num_images
         size = -(-num_images // -(-num_images // self._batch_size))
         batches = [
-            (images.to(self._device, torch.float32), labels.to(self._device))
+            (images.to(self._device, torch.float32, memory_format=torch.channels_last), labels.to(self._device))
             for images, labels in self._split.batches(size)
         ]
         images, labels = batches[-1]
-        missing = size - len(labels)
-        batches[-1] = torch.cat([images, batches[0][0][:missing]]), torch.cat([labels, batches[0][1][:missing]])
-        return [(images.contiguous(memory_format=torch.channels_last), labels) for images, labels in batches]
+        if missing := size - len(labels):
+            filled = torch.cat([images, batches[0][0][:missing]])
+            batches[-1] = filled.contiguous(memory_format=torch.channels_last), labels
+        return batches
 
     @property
     def _images(self) -> list[Tensor]:
@@ -159,7 +163,7 @@ class NetworkEvaluator:
 
     @functools.cached_property
     def _labels(self) -> Tensor:
-        return torch.cat([labels for _, labels in self._batches])[: self._split.num_images]
+        return torch.cat([labels for _, labels in self._batches])
 
 
 def _scores(logits: Tensor, labels: Tensor) -> tuple[float, float, float]:

@@ -48,7 +48,7 @@ from backends.gram import (
 from backends.least_squares import refuse_sparse, ridge_solver, shift_output, wide_ridge_solver
 from backends.products import moments_with
 from backends.skipping import is_gone, skipped_branches
-from backends.workers import Workers
+from backends.workers import Workers, on_one_core
 from compsearch.space import BoolArray, Policy, SearchSpace
 
 log = logging.getLogger(__name__)
@@ -142,10 +142,10 @@ class SequentialLeastSquaresRecovery:
                 forward.advance(step, unread)
 
     def _solving(self) -> AbstractContextManager[None]:
-        """Small systems are solved on one core: see `Workers.alone`."""
+        """Small systems are solved on one core: see `on_one_core`."""
         sizes = [feature_size(refitted_at(self._model, name)) for name in self._targets]
         is_small = self._plan is not None and max(sizes, default=0) <= _SMALL
-        return self._workers.alone() if is_small else contextlib.nullcontext()
+        return on_one_core() if is_small else contextlib.nullcontext()
 
     @functools.cached_property
     def _plan(self) -> Plan | None:

@@ -39,20 +39,6 @@ class Workers:
 
         return list(self._started().map(call, items))
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, the caller computes on one core, too.
-
-        Else the cores that helped it turn idly for a while after each of its operations, in case there is another, and
-        keep workers waiting: where both take turns often, for a quarter of the time.
-        """
-        before = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
     def _started(self) -> ThreadPoolExecutor:
         if self._pool is None:
             # torch's number of threads is each thread's own, except that later threads begin with the one set last.
@@ -68,3 +54,18 @@ def _use_one_core() -> None:
     # A thread begins with the number set last when it first asks for it, or computes, whatever it has set before.
     torch.get_num_threads()
     torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Inside, the caller computes on one core, as workers do.
+
+    Else the cores that helped it turn idly for a while after each of its operations, in case there is another, and
+    keep workers waiting: where both take turns often, for a quarter of the time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ def only_new_objects() -> Iterator[None]:
 
     So is, afterwards, what the process had set aside before: Python keeps no record of who did.
     """
-    gc.collect(1)  # the youngest only: a whole collection takes half a second, as long as a short search
+    gc.collect(1)  # the youngest only: a whole collection takes up to half a second, as long as a short search
     gc.freeze()
     try:
         yield

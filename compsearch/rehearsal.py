@@ -23,12 +23,12 @@ def rehearse(node: Mapping[str, Any], available: Mapping[str, Any]) -> None:
     `available` are the collaborators there are before the weights. A searcher that asks for a supernet is not built, as
     that takes one; only what is inside its settings is.
     """
-    collaborators = {*available, *_WITH_WEIGHTS}
-    check_complete(node, collaborators, place="searcher")
-    for name, value in node.items():
-        if not asks_for(value, collaborators, place=f"searcher.{name}"):
-            make(value, available, place=f"searcher.{name}")
     if takes(node, "supernet", place="searcher"):
+        collaborators = {*available, *_WITH_WEIGHTS}
+        check_complete(node, collaborators, place="searcher")
+        for name, value in node.items():
+            if not asks_for(value, collaborators, place=f"searcher.{name}"):
+                make(value, available, place=f"searcher.{name}")
         return
     stand_ins = {
         "evaluator": _PerfectScores(available["evaluator"], available["cost_models"]),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from backends.workers import Workers
+from backends.workers import Workers, on_one_core
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
@@ -14,14 +14,14 @@ def test_each_worker_computes_on_one_core_and_the_caller_keeps_its_own_number() 
     assert torch.get_num_threads() == before
 
 
-def test_a_caller_that_is_alone_computes_on_one_core_until_the_end() -> None:
+def test_a_caller_may_compute_on_one_core_for_a_while() -> None:
     before, workers, inside = torch.get_num_threads(), Workers(2), []
 
     def fail() -> None:
         inside.extend([torch.get_num_threads(), *workers.map(lambda _: torch.get_num_threads(), range(8))])
         raise KeyError("inside")
 
-    with pytest.raises(KeyError), workers.alone():
+    with pytest.raises(KeyError), on_one_core():
         fail()
     assert set(inside) == {1}
     assert torch.get_num_threads() == before
