@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from backends.data import Split
-from backends.fast_inference import call_runner, folded, layer_runner, norm_affine
-from backends.fusion import Activation, CallStep, LayerStep, Plan, make_plan, norm_at
+from backends.fast_inference import folded, norm_affine
+from backends.fusion import Activation, LayerStep, Plan, make_plan, norm_at
 from backends.gram import (
     Pixels,
     RefittedLayer,
@@ -48,6 +48,7 @@ from backends.gram import (
 from backends.least_squares import refuse_sparse, ridge_solver, shift_output, wide_ridge_solver
 from backends.products import moments_with
 from backends.skipping import is_gone, skipped_branches
+from backends.stepwise_forward import StepwiseForward
 from backends.workers import Workers, on_one_core
 from compsearch.space import BoolArray, Policy, SearchSpace
 
@@ -133,7 +134,7 @@ class SequentialLeastSquaresRecovery:
             assert plan is not None  # what the dense network's code is, but for sizes and skipped blocks
             # A target is what one kind of step gives; where another is left of it, the layer stays as it was cut.
             kinds = {step.layer: _kind(step) for step in self._plan.steps if isinstance(step, LayerStep)}
-            forward = _Forward(network, plan, self._batches, self._workers)
+            forward = StepwiseForward(network, plan, self._batches, self._workers)
             for step, unread in zip(plan.steps, plan.last_read, strict=True):
                 if isinstance(step, LayerStep) and step.layer in targets and _kind(step) == kinds[step.layer]:
                     inputs = [values[step.input] for values in forward.values]
@@ -201,7 +202,7 @@ class SequentialLeastSquaresRecovery:
         assert self._plan is not None
         targets: dict[str, _Target] = {}
         layers = self._refitted(dense)
-        forward = _Forward(dense, self._plan, self._batches, self._workers)
+        forward = StepwiseForward(dense, self._plan, self._batches, self._workers)
         for step, unread in zip(self._plan.steps, self._plan.last_read, strict=True):
             if not isinstance(step, LayerStep) or step.layer not in layers:
                 forward.advance(step, unread)
@@ -384,28 +385,6 @@ class _Missing:
                 wanted = torch.where(wanted >= above, predicted.clamp(min=above), wanted)
         missing = (wanted - predicted) * self._inverse
         return missing.reshape(len(missing), len(sample.features), -1).transpose(0, 1)
-
-
-class _Forward:
-    """A network run on several batches at once, one step at a time; `values` are each batch's slots."""
-
-    def __init__(self, network: nn.Module, plan: Plan, batches: Sequence[Tensor], workers: Workers) -> None:
-        self.values: list[list[Any]] = [[batch, *[None] * (plan.num_slots - 1)] for batch in batches]
-        self._network = network
-        self._workers = workers
-        self._dtype = batches[0].dtype
-
-    def advance(self, step: LayerStep | CallStep, unread: Sequence[int]) -> None:
-        """Computes `step` with the weights of now, and forgets the slots `unread`."""
-        runner = layer_runner if isinstance(step, LayerStep) else call_runner
-        run = runner(self._network, step, dtype=self._dtype)  # type: ignore[arg-type]
-
-        def one(values: list[Any]) -> None:
-            values[step.output] = run(values)
-            for slot in unread:
-                values[slot] = None
-
-        self._workers.map(one, self.values)
 
 
 def _bytes_per_image(model: nn.Module, images: Tensor) -> float:
